@@ -1,0 +1,135 @@
+"""One client request on its trip: what was asked, by whom, and what has happened to it so far.
+
+A `Call` is a value: plugins that change the request pass a new one on (`call.with_request`). All values of one
+call share its `Trip`, the record that grows as the call goes on.
+"""
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from router.errors import ClientGone, ProviderError, RouterError, TimedOut
+from router.events import Event, Usage
+from router.messages import ChatRequest
+from router.provider import Target
+
+Events: TypeAlias = AsyncGenerator[Event, None]
+Outcome: TypeAlias = Literal[
+    "finished",
+    "client_gone",
+    "stopped",
+    "failed",
+    "cut",
+    "timeout",
+    "budget",
+    "refused",
+    "cached",
+    "interrupted",
+]
+"""How a call or an attempt ended. `failed` is before the first delta, `cut` after it."""
+
+
+class Principal(Struct, frozen=True):
+    """Who calls: the key's public id, and what it may do."""
+
+    key: str
+    name: str = ""
+    admin: bool = False
+
+
+class Credentials:
+    """The key a client presented. Its text never shows in a log or a traceback."""
+
+    __slots__ = ("secret",)
+
+    def __init__(self, secret: str | None) -> None:
+        self.secret = secret
+
+    def __repr__(self) -> str:
+        return "Credentials(…)" if self.secret else "Credentials(None)"
+
+
+class Attempt(Struct):
+    """One try at one target. Times are `time.monotonic()` seconds."""
+
+    n: int
+    target: Target
+    started: float
+    first_delta: float | None = None
+    ended: float | None = None
+    outcome: Outcome | None = None
+    error: RouterError | None = None
+    usage: Usage | None = None
+    vendor_request_id: str | None = None
+
+
+class Trip(Struct):
+    """What has happened to one call so far; shared by all values of it."""
+
+    started: float
+    """`time.monotonic()` seconds."""
+    created_at: int
+    """Unix seconds."""
+    attempts: list[Attempt] = []
+    headers: dict[str, str] = {}
+    """Response headers that plugins and dispatch add before the first byte leaves."""
+    dropped: tuple[str, ...] = ()
+    usage: Usage | None = None
+    first_delta: float | None = None
+    interruption: RouterError | None = None
+    """Why the core cancelled the call: the client left, the server stops, …"""
+    generators: list[Events] = []
+    """Every stream that a layer opened, outermost first."""
+
+    @property
+    def target(self) -> Target | None:
+        return self.attempts[-1].target if self.attempts else None
+
+    async def close(self) -> None:
+        """Close what the layers opened, the innermost first. Does nothing the second time."""
+        while self.generators:
+            await self.generators.pop().aclose()
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """One request on its trip, as the layers see it."""
+
+    id: str
+    request: ChatRequest
+    dialect: str
+    trip: Trip
+    credentials: Credentials
+    principal: Principal | None = None
+    user: str | None = None
+    tags: dict[str, str] = {}
+    origin: str = ""
+    """The client's address, for logs."""
+
+    def with_request(self, request: ChatRequest) -> "Call":
+        return msgspec.structs.replace(self, request=request)
+
+    def with_principal(self, principal: Principal) -> "Call":
+        return msgspec.structs.replace(self, principal=principal)
+
+
+def new_trip() -> Trip:
+    return Trip(started=time.monotonic(), created_at=int(time.time()))
+
+
+def outcome_of(error: BaseException | None, trip: Trip) -> Outcome:
+    """The outcome of a call whose stream ended with `error` (None: it ended by itself)."""
+    if error is None:
+        return "finished"
+    if not isinstance(error, RouterError):
+        # cancelled or closed from outside: the core noted why
+        error = trip.interruption or ClientGone("the client closed the stream")
+    if isinstance(error, ClientGone):
+        return "client_gone"
+    if isinstance(error, TimedOut):
+        return "timeout"
+    if isinstance(error, ProviderError) or trip.attempts:
+        return "failed" if trip.first_delta is None else "cut"
+    return "refused"
