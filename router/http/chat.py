@@ -1,0 +1,160 @@
+"""The chat endpoint: client bytes → call → events → client bytes. One function for whole answers and streams.
+
+A bare ASGI route: Litestar's `Request` and response classes would cost more than all the rest of the way in.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from router.call import Call, Trip, new_trip
+from router.dialect import Asked, Dialect
+from router.errors import ClientGone, InternalError, MethodNotAllowed, RouterError
+from router.events import Completed, Event
+from router.fold import Fold
+from router.http.reply import Send, StreamedReply, call_headers, error_headers, send_json
+from router.http.request import Head, Receive, Scope, read_body, read_head
+from router.http.streaming import pump
+from router.ids import request_id
+from router.plugin import CallNext
+from router.running import Running, interrupt
+
+
+class Chat:
+    """`POST /v1/chat/completions`, or the like of another dialect."""
+
+    def __init__(
+        self, dialect: Dialect, layers: CallNext, running: Running, *, body_limit: int, heartbeat: float
+    ) -> None:
+        self._dialect = dialect
+        self._layers = layers
+        self._running = running
+        self._body_limit = body_limit
+        self._heartbeat = heartbeat
+        self._log = structlog.get_logger("deltaway.chat")
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request. Never raises for what a client or a vendor did."""
+        call_id, trip = request_id(), new_trip()
+        try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed(f"`{scope['path']}` takes POST, not {scope['method']}")
+            head = read_head(scope)
+            asked = self._dialect.decode(await read_body(receive, head, self._body_limit))
+        except ClientGone:
+            return
+        except RouterError as error:
+            await self._refuse(send, call_id, trip, error)
+            return
+        call = self._call(call_id, trip, asked, head, scope)
+        with self._running.tracked(trip):
+            watch = asyncio.get_running_loop().create_task(_watch(receive, asyncio.current_task(), trip))
+            try:
+                answer = self._stream if asked.request.stream else self._whole
+                await answer(call, asked, send, watch.cancel)
+            finally:
+                watch.cancel()
+
+    def _call(self, call_id: str, trip: Trip, asked: Asked, head: Head, scope: Scope) -> Call:
+        request = asked.request
+        client = scope.get("client")
+        return Call(
+            id=call_id,
+            request=request,
+            dialect=self._dialect.name,
+            trip=trip,
+            credentials=head.credentials,
+            user=head.user or request.user,
+            tags={**request.metadata, **head.tags} if head.tags else request.metadata,
+            origin=client[0] if client else "",
+        )
+
+    async def _whole(self, call: Call, asked: Asked, send: Send, unwatch: Callable[[], object]) -> None:
+        """The answer as the fold of its stream."""
+        fold, last, trip = Fold(), None, call.trip
+        event: Event
+        try:
+            async for event in self._layers(call):
+                fold.add(event)
+                last = event
+            _check_end(last)
+            unwatch()
+            await self._close(call)
+            body = self._dialect.whole(asked, fold.result(), call.id)
+        except BaseException as raised:
+            error = await self._failure(call, raised)
+            if not isinstance(error, ClientGone):
+                await self._refuse(send, call.id, trip, error)
+            return
+        await send_json(send, 200, body, call_headers(call.id, trip))
+
+    async def _stream(self, call: Call, asked: Asked, send: Send, unwatch: Callable[[], object]) -> None:
+        """The answer as it comes."""
+        trip, encoder = call.trip, self._dialect.stream(asked, call.id)
+        reply = StreamedReply(send, lambda: call_headers(call.id, trip), self._heartbeat, encoder.heartbeat)
+        batch: list[bytes] = []
+        try:
+            _check_end(await pump(self._layers(call), encoder.encode, reply.write, batch))
+            unwatch()
+            # every layer has settled before the last byte leaves
+            await self._close(call)
+            batch.append(encoder.end())
+        except BaseException as raised:
+            error = await self._failure(call, raised)
+            await reply.stop()
+            if isinstance(error, ClientGone):
+                return
+            if not reply.started and not batch:
+                await self._refuse(send, call.id, trip, error)
+                return
+            batch.append(encoder.failure(error))
+        await reply.end(b"".join(batch))
+
+    async def _failure(self, call: Call, raised: BaseException) -> RouterError:
+        """The error that a call ends with, all its layers closed. What is not ours to handle is raised on."""
+        trip, task = call.trip, asyncio.current_task()
+        error: RouterError
+        if isinstance(raised, asyncio.CancelledError):
+            if trip.interruption is None or task is None:
+                await self._close(call)
+                raise raised
+            task.uncancel()
+            error = trip.interruption
+        elif isinstance(raised, RouterError):
+            error = raised
+        elif isinstance(raised, Exception):
+            self._log.error("a call failed by a fault of ours", request_id=call.id, exc_info=raised)
+            error = InternalError(f"internal error; the server's log knows more under request id {call.id}")
+        else:
+            raise raised
+        if trip.interruption is None:
+            # what the layers see as GeneratorExit has this reason
+            trip.interruption = error
+        await self._close(call)
+        return error
+
+    async def _close(self, call: Call) -> None:
+        try:
+            await call.trip.close()
+        except Exception as error:
+            self._log.error("a plugin failed while it closed", request_id=call.id, exc_info=error)
+
+    async def _refuse(self, send: Send, call_id: str, trip: Trip, error: RouterError) -> None:
+        headers = [*call_headers(call_id, trip), *error_headers(error)]
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", b"POST"))
+        await send_json(send, error.status, self._dialect.error(error, call_id), headers)
+
+
+def _check_end(last: Event | None) -> None:
+    if type(last) is not Completed:
+        raise InternalError("the stream of events ended without its end: a plugin dropped it")
+
+
+async def _watch(receive: Receive, task: "asyncio.Task[object] | None", trip: Trip) -> None:
+    """Cancel the call when its client leaves."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    if task is not None:
+        interrupt(task, trip, ClientGone("the client left"))

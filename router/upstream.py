@@ -1,0 +1,334 @@
+"""The sockets towards the vendors. The only importer of httpx (and of its aiohttp transport).
+
+One `Upstream` per provider. It calls an httpx transport directly: `AsyncClient` would add redirects, cookies, event
+hooks and auth flows, none of which a gateway wants, for several times the cost of the transport. Every error of the
+libraries below is mapped here, once, to the tree of `router.errors`.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Final, Literal, Protocol, TypeAlias
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from httpx_aiohttp.transport import AiohttpResponseStream
+
+from router.errors import Overloaded, ProtocolViolated, ProviderError, RouterError, TimedOut, Unreachable
+from router.provider import HttpHead, HttpRequest, InProcess
+from router.settings import Timeouts
+
+TransportName: TypeAlias = Literal["aiohttp", "httpx"]
+TransportFactory: TypeAlias = Callable[[TransportName, ssl.SSLContext], httpx.AsyncBaseTransport]
+
+READ_SIZE: Final = 256 * 1024
+"""Bytes taken at most in one read: what the kernel has at hand becomes one batch of events."""
+ERROR_BODY: Final = 64 * 1024
+"""Bytes kept of a vendor's error page."""
+KEEPALIVE: Final = 30.0
+WRITE_TIMEOUT: Final = 30.0
+DRAIN: Final = 1.0
+"""Seconds a vendor has to end the body of an answer that is complete."""
+
+
+def make_transport(name: TransportName, context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
+    """A transport without limits of its own: how many calls run at once is the provider's `max_parallel`.
+
+    httpcore's pool leaks slots under cancellation when its limit is contended, and counts busy connections as
+    idle ones (httpcore #1093, #1035), hence no limits there either.
+    """
+    if name == "httpx":
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE)
+        return httpx.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False, http2=False)
+
+    def session() -> aiohttp.ClientSession:
+        # httpx-aiohttp's own session would stop at 100 connections and keep the vendor's cookies
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE, ssl=context)
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("user-agent", "accept", "accept-encoding"),
+            trust_env=False,
+            read_bufsize=READ_SIZE,
+        )
+
+    return AiohttpTransport(verify=context, trust_env=False, client=session)
+
+
+class VendorStream(Protocol):
+    """One open response of a vendor."""
+
+    head: HttpHead
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, all that is at hand; empty at its end. Raises `ProviderError`."""
+        ...
+
+    async def release(self) -> None:
+        """The answer is complete but the body may have an end to come: read it aside, so that the connection
+        can serve again, and close."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give the connection back, or end it if the body was not read to its end."""
+        ...
+
+
+class Upstream(Protocol):
+    async def send(self, request: HttpRequest, timeouts: Timeouts) -> VendorStream:
+        """Send and wait for the vendor's status. Raises `ProviderError` or `Overloaded`."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class HttpUpstream:
+    """The vendor behind a socket."""
+
+    def __init__(self, name: str, transport: httpx.AsyncBaseTransport, max_parallel: int) -> None:
+        self._name = name
+        self._transport = transport
+        self._max_parallel = max_parallel
+        self._urls: dict[str, httpx.URL] = {}
+        self._drains: set[asyncio.Task[None]] = set()
+        self.open = 0
+        """Responses open at this moment."""
+
+    async def send(self, request: HttpRequest, timeouts: Timeouts) -> "HttpStream":
+        if self.open >= self._max_parallel:
+            raise Overloaded(
+                f"{self._max_parallel} calls to provider `{self._name}` are running, which is its `max_parallel`; "
+                "try again shortly, or raise the limit",
+                retry_after=1.0,
+            )
+        outgoing = httpx.Request(
+            request.method,
+            self._url(request.url),
+            headers=request.headers,
+            content=request.body,
+            extensions={
+                "timeout": {"connect": timeouts.connect, "read": None, "write": WRITE_TIMEOUT, "pool": None},
+            },
+        )
+        self.open += 1
+        try:
+            response = await self._transport.handle_async_request(outgoing)
+        except BaseException as error:
+            self.open -= 1
+            mapped = mapped_error(error, self._name)
+            if mapped is None:
+                raise
+            raise mapped from error
+        return HttpStream(self, response)
+
+    async def aclose(self) -> None:
+        for drain in tuple(self._drains):
+            drain.cancel()
+        await asyncio.gather(*self._drains, return_exceptions=True)
+        await self._transport.aclose()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def drain(self, stream: "HttpStream") -> None:
+        """Read the end of a body whose answer is complete, for a bounded time, and close it."""
+        task = asyncio.get_running_loop().create_task(_drained(stream))
+        self._drains.add(task)
+        task.add_done_callback(self._drains.discard)
+
+    def _url(self, url: str) -> httpx.URL:
+        known = self._urls.get(url)
+        if known is None:
+            if len(self._urls) >= 64:
+                self._urls.clear()
+            known = self._urls[url] = httpx.URL(url)
+        return known
+
+
+class HttpStream:
+    """One response over a socket."""
+
+    def __init__(self, upstream: HttpUpstream, response: httpx.Response) -> None:
+        self._upstream = upstream
+        self._response = response
+        self._closed = False
+        self.head = HttpHead(response.status_code, response.headers)
+        stream = response.stream
+        if isinstance(stream, AiohttpResponseStream):
+            stream.CHUNK_SIZE = READ_SIZE
+        encoding = response.headers.get("content-encoding", "identity")
+        body: AsyncIterator[bytes]
+        if encoding in ("", "identity") and isinstance(stream, httpx.AsyncByteStream):
+            body = aiter(stream)
+        else:
+            # asked for identity, but a proxy may compress all the same
+            body = response.aiter_bytes()
+        self._body = body
+
+    async def read(self) -> bytes:
+        try:
+            return await anext(self._body)
+        except StopAsyncIteration:
+            return b""
+        except BaseException as error:
+            mapped = mapped_error(error, self._upstream.name, reading=True)
+            if mapped is None:
+                raise
+            raise mapped from error
+
+    async def release(self) -> None:
+        self._upstream.drain(self)
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._upstream.open -= 1
+        try:
+            body = self._body
+            if hasattr(body, "aclose"):
+                await body.aclose()
+            await self._response.aclose()
+        except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError):
+            # the connection was broken already: there is nothing left to give back
+            return
+
+
+class InProcessUpstream:
+    """The vendor in this process: `mock`."""
+
+    def __init__(self, name: str, vendor: InProcess) -> None:
+        self._name = name
+        self._vendor = vendor
+
+    async def send(self, request: HttpRequest, timeouts: Timeouts) -> "InProcessStream":
+        response = await self._vendor.respond(request)
+        return InProcessStream(self._name, HttpHead(response.status, response.headers), response.body)
+
+    async def aclose(self) -> None:
+        return
+
+
+class InProcessStream:
+    def __init__(self, name: str, head: HttpHead, body: AsyncIterator[bytes]) -> None:
+        self._name = name
+        self.head = head
+        self._body = body
+
+    async def read(self) -> bytes:
+        try:
+            return await anext(self._body)
+        except StopAsyncIteration:
+            return b""
+        except OSError as error:
+            raise Unreachable(f"the connection to provider `{self._name}` broke: {error}", code="connection_lost") from error
+
+    async def release(self) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        if hasattr(self._body, "aclose"):
+            await self._body.aclose()
+
+
+async def _drained(stream: HttpStream) -> None:
+    try:
+        async with asyncio.timeout(DRAIN):
+            while await stream.read():
+                pass
+    except (TimeoutError, RouterError):
+        # then the connection is closed, not reused
+        pass
+    finally:
+        await stream.aclose()
+
+
+async def read_error_body(stream: VendorStream) -> bytes:
+    """The first bytes of an error page, bounded in size and time."""
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(10):
+            while size < ERROR_BODY and (data := await stream.read()):
+                pieces.append(data)
+                size += len(data)
+    except (TimeoutError, ProviderError):
+        # the status alone says enough
+        pass
+    return b"".join(pieces)[:ERROR_BODY]
+
+
+# -- the seam of errors --------------------------------------------------------------------------------------------
+
+Cause: TypeAlias = Literal["connect_timeout", "timeout", "unreachable", "lost", "protocol", "setup"]
+
+CAUSES: Final[Mapping[type[Exception], Cause]] = {
+    httpx.ConnectTimeout: "connect_timeout",
+    httpx.PoolTimeout: "connect_timeout",
+    httpx.ReadTimeout: "timeout",
+    httpx.WriteTimeout: "timeout",
+    httpx.TimeoutException: "timeout",
+    httpx.ConnectError: "unreachable",
+    httpx.ProxyError: "unreachable",
+    httpx.ReadError: "lost",
+    httpx.WriteError: "lost",
+    httpx.CloseError: "lost",
+    httpx.NetworkError: "lost",
+    httpx.RemoteProtocolError: "protocol",
+    httpx.LocalProtocolError: "setup",
+    httpx.ProtocolError: "protocol",
+    httpx.DecodingError: "protocol",
+    httpx.TooManyRedirects: "protocol",
+    httpx.UnsupportedProtocol: "setup",
+    httpx.InvalidURL: "setup",
+    httpx.CookieConflict: "setup",
+    httpx.StreamError: "setup",
+    httpx.TransportError: "lost",
+    httpx.RequestError: "lost",
+    httpx.HTTPStatusError: "protocol",
+    httpx.HTTPError: "lost",
+    # what the aiohttp transport lets through unmapped
+    aiohttp.ClientError: "lost",
+    aiohttp.InvalidURL: "setup",
+    OSError: "lost",
+    ValueError: "protocol",
+}
+"""Every error the libraries raise → what it means. The most specific class wins."""
+
+
+def mapped_error(error: BaseException, provider: str, *, reading: bool = False) -> RouterError | None:
+    """The error of our tree for one of the libraries'; None for what is not theirs (cancellation, our own)."""
+    if isinstance(error, RouterError):
+        return None
+    cause = next((CAUSES[cls] for cls in type(error).__mro__ if cls in CAUSES), None)
+    if cause is None:
+        return None
+    if cause == "connect_timeout" and _refused(error):
+        cause = "unreachable"
+    if cause == "connect_timeout":
+        return TimedOut(
+            f"no connection to provider `{provider}` in time (`timeouts.connect`)", code="connect_timeout"
+        )
+    if cause == "timeout":
+        return TimedOut(f"provider `{provider}` stopped in the middle of the exchange", code="provider_timeout")
+    reason = _reason(error)
+    if cause == "protocol":
+        return ProtocolViolated(f"provider `{provider}` broke HTTP: {reason}")
+    if cause == "setup":
+        return Unreachable(f"the request to provider `{provider}` cannot be sent: {reason}; check its `base_url`")
+    if cause == "lost" or reading:
+        return Unreachable(f"the connection to provider `{provider}` broke: {reason}", code="connection_lost")
+    return Unreachable(f"provider `{provider}` cannot be reached: {reason}")
+
+
+def _refused(error: BaseException) -> bool:
+    """httpx-aiohttp reports a refused or dropped connection as `ConnectTimeout`; its cause tells the truth."""
+    cause = error.__cause__
+    return isinstance(cause, aiohttp.ClientError) and not isinstance(cause, TimeoutError)
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + "…"
