@@ -6,6 +6,7 @@ call share its `Trip`, the record that grows as the call goes on.
 
 import time
 from collections.abc import AsyncGenerator
+from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -38,6 +39,11 @@ class Principal(Struct, frozen=True):
     key: str
     name: str = ""
     admin: bool = False
+    models: tuple[str, ...] = ()
+    """The models it may ask for, as shell patterns (`openai/*`); empty: all."""
+
+    def may_use(self, model: str) -> bool:
+        return not self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
 class Credentials:

@@ -81,6 +81,7 @@ class Dispatch:
                 failure = error
                 raise
             finally:
+                opened.attempt.usage = decoder.usage
                 settle(opened.attempt, trip, failure)
                 if type(last) is Completed and not opened.at_end:
                     await response.release()
@@ -120,9 +121,7 @@ class Dispatch:
                     raise
 
 
-async def _commit(
-    attempt: Attempt, trip: Trip, response: VendorStream, decoder: Decoder, deadline: Deadline
-) -> Opened:
+async def _commit(attempt: Attempt, trip: Trip, response: VendorStream, decoder: Decoder, deadline: Deadline) -> Opened:
     """Read up to the first event that carries content."""
     early: list[Event] = []
     while True:

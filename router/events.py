@@ -39,6 +39,8 @@ class Extra(Struct, frozen=True):
     """Beside the delta or message of one choice: `logprobs`, `content_filter_results`, …"""
     block: dict[str, Any] = {}
     """Inside the delta or message: `annotations`, `audio`, `reasoning_details`, …"""
+    whole: bool = False
+    """The values are whole and replace earlier ones of their key; else they are pieces that add up."""
 
 
 class Usage(Struct, frozen=True, kw_only=True):
@@ -70,7 +72,10 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class Started(Struct, frozen=True, tag_field="type", tag="started"):
-    """The vendor has begun to answer. `created` is in Unix seconds. `id` and `model` are the vendor's own words."""
+    """The vendor has begun to answer. `id` and `model` are the vendor's own words.
+
+    `created` is in Unix seconds, 0 where the vendor does not say: decoders hold no clock, dialects put the call's time.
+    """
 
     id: str
     model: str
@@ -239,6 +244,9 @@ class OrderCheck:
             slots[slot] = kind or "opaque"
         elif isinstance(event, ToolCallStarted):
             raise IllegalOrder(f"tool call slot {slot} started twice")
+        elif kind is not None and slots[slot] == "opaque":
+            # a seal may come before the content it seals
+            slots[slot] = kind
         elif kind is not None and slots[slot] != kind:
             raise IllegalOrder(f"slot {slot} is {slots[slot]}, not {kind}")
 

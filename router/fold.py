@@ -29,8 +29,11 @@ class TextBlock(Struct, tag="text"):
 
 
 class ReasoningBlock(Struct, tag="reasoning"):
+    """`parts` are the parts of a vendor's summary; full reasoning has one."""
+
     text: str = ""
     kind: str = "full"
+    parts: list[str] = []
 
 
 class RefusalBlock(Struct, tag="refusal"):
@@ -101,7 +104,8 @@ class Fold:
 
     def __init__(self) -> None:
         self.answer = Answer()
-        self._text: dict[tuple[int, int], list[str]] = {}
+        self._text: dict[tuple[int, int], dict[int, list[str]]] = {}
+        """Choice and slot → part → pieces. Only a summary of reasoning has parts."""
 
     def add(self, event: Event) -> None:
         match event:
@@ -113,7 +117,7 @@ class Fold:
                 block = self._block(event.choice, event.slot, ReasoningBlock)
                 if isinstance(block.content, ReasoningBlock):
                     block.content.kind = event.kind
-                self._grow(event.choice, event.slot, event.text)
+                self._grow(event.choice, event.slot, event.text, event.part)
                 self._extend(event.extra, event.choice, block)
             case RefusalDelta():
                 block = self._block(event.choice, event.slot, RefusalBlock)
@@ -152,10 +156,13 @@ class Fold:
 
     def result(self) -> Answer:
         """The answer so far, its texts joined."""
-        for (choice, slot), pieces in self._text.items():
+        for (choice, slot), parts in self._text.items():
             content = self._choice(choice).blocks[slot].content
-            text = "".join(pieces)
-            if isinstance(content, ToolCallBlock):
+            texts = ["".join(pieces) for pieces in parts.values()]
+            text = "\n\n".join(texts)
+            if isinstance(content, ReasoningBlock):
+                content.text, content.parts = text, texts
+            elif isinstance(content, ToolCallBlock):
                 content.arguments = text
             elif not isinstance(content, OpaqueBlock):
                 content.text = text
@@ -181,18 +188,19 @@ class Fold:
             block.content = kind()
         return block
 
-    def _grow(self, choice: int, slot: int, text: str) -> None:
-        self._text.setdefault((choice, slot), []).append(text)
+    def _grow(self, choice: int, slot: int, text: str, part: int = 0) -> None:
+        self._text.setdefault((choice, slot), {}).setdefault(part, []).append(text)
 
     def _extend(self, extra: Extra | None, choice: int | None, block: Block | None) -> None:
         if extra is None:
             return
+        add = replace if extra.whole else merge
         self.answer.protocol = extra.protocol
-        merge(self.answer.extra, extra.answer)
+        add(self.answer.extra, extra.answer)
         if choice is not None:
             one = self._choice(choice)
-            merge(one.extra, extra.choice)
-            merge(block.extra if block is not None else one.message_extra, extra.block)
+            add(one.extra, extra.choice)
+            add(block.extra if block is not None else one.message_extra, extra.block)
 
 
 _GROWING = frozenset({"data", "transcript", "text", "reasoning", "arguments", "input", "summary"})
@@ -210,7 +218,11 @@ def merge(into: dict[str, Any], new: dict[str, Any]) -> None:
         if isinstance(old, dict) and isinstance(value, dict):
             merge(old, value)
         elif isinstance(old, list) and isinstance(value, list):
-            _merge_lists(old, value)
+            if key == "annotations":
+                # an annotation's `index` is a place in the text, not its own number
+                old.extend(value)
+            else:
+                _merge_lists(old, value)
         elif isinstance(old, str) and isinstance(value, str) and key in _GROWING:
             into[key] = old + value
         elif isinstance(value, dict):
@@ -220,6 +232,11 @@ def merge(into: dict[str, Any], new: dict[str, Any]) -> None:
             into[key] = list(value)
         elif value is not None or key not in into:
             into[key] = value
+
+
+def replace(into: dict[str, Any], new: dict[str, Any]) -> None:
+    """Take vendor fields that are whole: each replaces what came before under its key."""
+    into.update(new)
 
 
 def _merge_lists(old: list[Any], new: list[Any]) -> None:

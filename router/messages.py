@@ -22,9 +22,10 @@ class Text(Struct, frozen=True, tag="text"):
 
 
 class Image(Struct, frozen=True, tag="image"):
-    """`url` is an http(s) address or a `data:` URL."""
+    """`url` is an http(s) address or a `data:` URL, empty for an uploaded file's `file_id`."""
 
-    url: str
+    url: str = ""
+    file_id: str | None = None
     detail: str | None = None
     extra: Extra = {}
 
@@ -53,11 +54,12 @@ class Refusal(Struct, frozen=True, tag="refusal"):
 
 
 class Reasoning(Struct, frozen=True, tag="reasoning"):
-    """Reasoning of an earlier turn. `signature` must return with it; `redacted` stands in for hidden text."""
+    """Reasoning of an earlier turn. `signature` must return with it; the others stand in for hidden text."""
 
     text: str = ""
     signature: str | None = None
     redacted: str | None = None
+    encrypted: str | None = None
     extra: Extra = {}
 
 
@@ -98,7 +100,10 @@ class User(Struct, frozen=True, tag="user"):
 
 
 class Assistant(Struct, frozen=True, tag="assistant"):
-    """An earlier answer. `content` is None when there were only tool calls."""
+    """An earlier answer, in the order reasoning, content, tool calls. `content` is None with calls alone.
+
+    A turn in another order comes as several `Assistant`s side by side; adapters join them again.
+    """
 
     content: Content | None = None
     tool_calls: tuple[ToolCall, ...] = ()

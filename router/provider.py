@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from msgspec import Struct
 
 from router.errors import ProviderError
-from router.events import Event
+from router.events import Event, Usage
 from router.messages import ChatRequest
 
 
@@ -72,6 +72,11 @@ class Decoder(Protocol):
     the body; it raises `StreamCut` unless the answer had come to its proper end. A decoder that has yielded
     `Completed` ignores what follows.
     """
+
+    @property
+    def usage(self) -> Usage | None:
+        """The last counts the vendor has told, final or not: all that is known when a stream is cut."""
+        ...
 
     def feed(self, data: bytes) -> Iterable[Event]: ...
 

@@ -27,7 +27,10 @@ class Slots:
         return self._slot
 
     def open(self) -> int:
-        """A new slot of its own, for a tool call or an opaque item. Ends the running block."""
+        """A new slot of its own, for a tool call, an opaque item, or a block whose bounds the protocol tells.
+
+        Ends the running block. Side by side, a vendor's own blocks stay apart: citations and signatures belong to one.
+        """
         self._kind = None
         slot = self._count
         self._count += 1

@@ -223,7 +223,9 @@ class InProcessStream:
         except StopAsyncIteration:
             return b""
         except OSError as error:
-            raise Unreachable(f"the connection to provider `{self._name}` broke: {error}", code="connection_lost") from error
+            raise Unreachable(
+                f"the connection to provider `{self._name}` broke: {error}", code="connection_lost"
+            ) from error
 
     async def release(self) -> None:
         await self.aclose()
@@ -308,9 +310,7 @@ def mapped_error(error: BaseException, provider: str, *, reading: bool = False) 
     if cause == "connect_timeout" and _refused(error):
         cause = "unreachable"
     if cause == "connect_timeout":
-        return TimedOut(
-            f"no connection to provider `{provider}` in time (`timeouts.connect`)", code="connect_timeout"
-        )
+        return TimedOut(f"no connection to provider `{provider}` in time (`timeouts.connect`)", code="connect_timeout")
     if cause == "timeout":
         return TimedOut(f"provider `{provider}` stopped in the middle of the exchange", code="provider_timeout")
     reason = _reason(error)

@@ -74,9 +74,7 @@ class StreamedReply:
     then on the status is 200, and a failure can only be told in the stream.
     """
 
-    def __init__(
-        self, send: Send, headers: Callable[[], Headers], heartbeat: float, beat: Callable[[], bytes]
-    ) -> None:
+    def __init__(self, send: Send, headers: Callable[[], Headers], heartbeat: float, beat: Callable[[], bytes]) -> None:
         self._send = send
         self._headers = headers
         self._heartbeat = heartbeat

@@ -11,9 +11,7 @@ from router.errors import BodyTooLarge, ClientGone, InvalidRequest
 Scope: TypeAlias = Any
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
 
-_WANTED: Final = frozenset(
-    {b"authorization", b"x-api-key", b"content-length", b"x-deltaway-user", b"x-deltaway-tags"}
-)
+_WANTED: Final = frozenset({b"authorization", b"x-api-key", b"content-length", b"x-deltaway-user", b"x-deltaway-tags"})
 _MAX_TAGS: Final = 16
 
 

@@ -45,7 +45,9 @@ def pump(
             yield
 
 
-def _waited(step: Generator[Any, Any, Event], waiting: Any, write: Write, batch: list[bytes]) -> Generator[Any, Any, Event]:
+def _waited(
+    step: Generator[Any, Any, Event], waiting: Any, write: Write, batch: list[bytes]
+) -> Generator[Any, Any, Event]:
     """The event of a step that has to wait for `waiting`; the batch leaves before the wait."""
     try:
         if batch and (data := _taken(batch)):

@@ -1,0 +1,87 @@
+"""A small client of a running gateway, for the command line: standard library only, no async."""
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from router.sse import SseParser
+
+
+class GatewayError(Exception):
+    """The gateway cannot be reached or refused; the message says what to do."""
+
+
+class Client:
+    """Talks to the gateway at `url` with `key`, if it wants one."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self._url = url.rstrip("/")
+        self._key = key
+
+    def models(self) -> list[dict[str, Any]]:
+        response = self._request("GET", "/v1/models", None)
+        models: list[dict[str, Any]] = json.loads(response.read())["data"]
+        return models
+
+    def chat(self, model: str, messages: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
+        """The answer as it comes: pairs of `reasoning`, `text` or `note`, and the words."""
+        body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+        response = self._request("POST", "/v1/chat/completions", body)
+        parser, done = SseParser(salvage=True), False
+        while not done and (data := response.read1(65536)):
+            for frame in parser.feed(data):
+                if frame.data == b"[DONE]":
+                    done = True
+                    break
+                yield from _pieces(json.loads(frame.data))
+        if not done:
+            raise GatewayError("the answer was cut: the stream ended before its end")
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
+        parts = urlsplit(self._url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=600)
+        headers = {"content-type": "application/json"}
+        if self._key:
+            headers["authorization"] = f"Bearer {self._key}"
+        try:
+            connection.request(method, parts.path + path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise GatewayError(
+                f"no gateway answers at {self._url} ({error}); start one with `deltaway serve`"
+            ) from None
+        if response.status != 200:
+            raise GatewayError(_refusal(response.status, response.read()))
+        return response
+
+
+def _pieces(chunk: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if "error" in chunk:
+        raise GatewayError(str(chunk["error"].get("message", chunk["error"])))
+    for choice in chunk.get("choices", ()):
+        delta = choice["delta"]
+        if delta.get("reasoning_content"):
+            yield "reasoning", delta["reasoning_content"]
+        if delta.get("content"):
+            yield "text", delta["content"]
+        for call in delta.get("tool_calls") or ():
+            function = call.get("function") or {}
+            if function.get("name"):
+                yield "note", f"\n[calls {function['name']}] "
+            if function.get("arguments"):
+                yield "note", function["arguments"]
+    usage = chunk.get("usage")
+    if usage:
+        yield "note", f"\n[{usage['prompt_tokens']} tokens in, {usage['completion_tokens']} out]"
+
+
+def _refusal(status: int, body: bytes) -> str:
+    try:
+        message = json.loads(body)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = body.decode("utf-8", "replace")[:300]
+    hint = " Give a key with --key or DELTAWAY_API_KEY." if status == 401 else ""
+    return f"{message} (HTTP {status}).{hint}" if not message.endswith(".") else f"{message} (HTTP {status}){hint}"

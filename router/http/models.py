@@ -1,0 +1,65 @@
+"""`GET /v1/models`: the names a client may ask for, as OpenAI lists its models."""
+
+from typing import Any
+
+from litestar import Request, get
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
+from msgspec import Struct
+
+from router.call import Principal
+from router.catalog import Catalog, Listed
+from router.errors import UnknownModel
+from router.http.request import read_head
+from router.nearest import did_you_mean
+from router.plugin import Authenticator
+
+
+class Model(Struct, frozen=True):
+    """`owned_by` is the provider, or `deltaway` for a route. `created` is when this server started (Unix seconds)."""
+
+    id: str
+    created: int
+    owned_by: str
+    available: bool
+    """Whether a call to it can be made now."""
+    missing: tuple[str, ...] = ()
+    """Environment variables that must be set first."""
+    object: str = "model"
+
+
+class ModelList(Struct, frozen=True):
+    data: list[Model]
+    object: str = "list"
+
+
+def model_routes(catalog: Catalog, authenticator: Authenticator | None, started: int) -> list[HTTPRouteHandler]:
+    """The handlers. `authenticator` None: anybody may look."""
+
+    def allowed(request: Request[Any, Any, Any]) -> list[Model]:
+        principal = None if authenticator is None else authenticator.authenticate(read_head(request.scope).credentials)
+        return [_model(listed, started) for listed in catalog.models() if _may(principal, listed)]
+
+    @get("/v1/models", summary="List models", tags=["models"], sync_to_thread=False)
+    def list_models(request: Request[Any, Any, Any]) -> ModelList:
+        return ModelList(allowed(request))
+
+    @get("/v1/models/{model_id:path}", summary="Retrieve a model", tags=["models"], sync_to_thread=False)
+    def retrieve_model(request: Request[Any, Any, Any], model_id: FromPath[str]) -> Model:
+        name = model_id.lstrip("/")
+        models = allowed(request)
+        for model in models:
+            if model.id == name:
+                return model
+        words = did_you_mean(name, [model.id for model in models])
+        raise UnknownModel(f"no model `{name}`{words}", param="model")
+
+    return [list_models, retrieve_model]
+
+
+def _model(listed: Listed, started: int) -> Model:
+    return Model(listed.id, started, listed.owned_by, listed.available, listed.missing)
+
+
+def _may(principal: Principal | None, listed: Listed) -> bool:
+    return principal is None or principal.may_use(listed.id)
