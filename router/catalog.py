@@ -1,0 +1,107 @@
+"""A name that a client asks for → the targets that can answer. Pure: made from the configuration, asks nobody."""
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from router.errors import ProviderUnavailable, UnknownModel
+from router.nearest import alternatives, nearest
+from router.provider import Target
+from router.reader import short
+from router.settings import Config, ProviderRow, Route, Timeouts, overlay
+
+
+class Candidate(Struct, frozen=True):
+    """One target a call may go to, and how long an attempt at it may take."""
+
+    target: Target
+    timeouts: Timeouts
+
+
+class Listed(Struct, frozen=True):
+    """One name for `GET /v1/models`. `missing` are the variables whose absence makes it unavailable."""
+
+    id: str
+    owned_by: str
+    """The provider's name, `deltaway` for a route."""
+    available: bool
+    missing: tuple[str, ...] = ()
+
+
+class Catalog:
+    def __init__(self, config: Config) -> None:
+        self._providers = config.providers
+        self._routes = config.models
+        self._timeouts = {row.name: overlay(Timeouts(), row.timeouts) for row in config.providers.values()}
+        self._candidates = {
+            route.name: tuple(self._candidate(target, route) for target in self._available(route))
+            for route in config.models.values()
+        }
+
+    def resolve(self, name: str) -> tuple[Candidate, ...]:
+        """The candidates for `name`, best first; never empty. A route's name wins over `provider/model`.
+
+        Raises `UnknownModel` with the nearest names, `ProviderUnavailable` with the variables to set.
+        """
+        candidates = self._candidates.get(name)
+        if candidates:
+            return candidates
+        if candidates is not None:
+            raise self._unavailable(name, (target.provider for target in self._routes[name].targets))
+        # a vendor's model names may hold slashes themselves
+        provider, _, model = name.partition("/")
+        row = self._providers.get(provider)
+        if row is None or not model:
+            raise self._unknown(name)
+        if row.missing:
+            raise self._unavailable(name, (provider,))
+        return (self._candidate(Target(provider, model), None),)
+
+    def models(self) -> list[Listed]:
+        """Routes, then the models that the providers list, in the configuration's order."""
+        names = [
+            Listed(name, "deltaway", bool(candidates), () if candidates else self._missing_of(self._routes[name]))
+            for name, candidates in self._candidates.items()
+        ]
+        for row in self._providers.values():
+            names += [Listed(f"{row.name}/{model}", row.name, not row.missing, row.missing) for model in row.models]
+        return names
+
+    def _candidate(self, target: Target, route: Route | None) -> Candidate:
+        base = self._timeouts[target.provider]
+        return Candidate(target, base if route is None else overlay(base, route.timeouts))
+
+    def _available(self, route: Route) -> list[Target]:
+        return [target for target in route.targets if not self._providers[target.provider].missing]
+
+    def _missing_of(self, route: Route) -> tuple[str, ...]:
+        names = (name for target in route.targets for name in self._providers[target.provider].missing)
+        return tuple(dict.fromkeys(names))
+
+    def _unavailable(self, name: str, providers: Iterable[str]) -> ProviderUnavailable:
+        rows = [self._providers[provider] for provider in dict.fromkeys(providers)]
+        reasons = "; ".join(f"provider `{row.name}` needs {_variables(row)}" for row in rows)
+        return ProviderUnavailable(f"`{short(name)}` is not available: {reasons} in the gateway's environment")
+
+    def _unknown(self, name: str) -> UnknownModel:
+        provider, slash, model = name.partition("/")
+        if provider in self._providers and not model:
+            advice = f": write `{provider}/` and the model's name"
+        else:
+            near = self._near(name, provider if slash else "", model)
+            advice = f": did you mean {alternatives(near)}?" if near else ""
+        shown = f"unknown model `{short(name)}`{advice}" if name else "the model's name is empty"
+        return UnknownModel(f"{shown} (GET /v1/models lists the names; provider/model always works)", param="model")
+
+    def _near(self, name: str, provider: str, model: str) -> list[str]:
+        """Names like `name`: the same model at a provider, a provider spelled otherwise, then what looks alike."""
+        listed = [f"{row.name}/{known}" for row in self._providers.values() for known in row.models]
+        same = [full for full in listed if full.partition("/")[2] in (name, model)]
+        respelled = [short(f"{near}/{model}") for near in nearest(provider, self._providers, 1)] if provider else []
+        return list(dict.fromkeys([*same, *respelled, *nearest(name, [*self._routes, *listed])]))[:3]
+
+
+def _variables(row: ProviderRow) -> str:
+    """The row's unset variables, as part of a sentence."""
+    names = [f"`{name}`" for name in row.missing]
+    return f"{' and '.join(names)}, which {'is' if len(names) == 1 else 'are'} not set"

@@ -1,0 +1,54 @@
+"""What `deltaway check` says about a valid configuration, as lines of text. Pure: somebody else prints them."""
+
+from router.catalog import Catalog
+from router.quantities import size, written
+from router.settings import Config, ProviderRow, Route, Server
+
+
+def report(config: Config) -> list[str]:
+    """Routes with their targets, providers with a missing key, plugins, the server: a line each, indented by two."""
+    unusable = [name for name, row in config.providers.items() if row.missing]
+    lines = [_summary(config, unusable), "", "providers"]
+    width = max(map(len, config.providers), default=0)
+    lines += [f"  {name:<{width}}  {_provider(row)}" for name, row in config.providers.items()]
+    lines += ["", "routes (any provider/model works beside them)"]
+    width = max(map(len, config.models), default=0)
+    lines += [f"  {name:<{width}}  {_route(route, config)}" for name, route in config.models.items()] or ["  none"]
+    lines += ["", "plugins, outermost first", f"  {', '.join(row.name for row in config.plugins) or 'none'}"]
+    return [*lines, "", "server", *(f"  {line}" for line in _server(config.server))]
+
+
+def _summary(config: Config, unusable: list[str]) -> str:
+    providers, routes = len(config.providers), len(config.models)
+    counted = f"{providers} provider{'s' * (providers != 1)}, {routes} route{'s' * (routes != 1)}"
+    return f"valid: {counted}{'; without a key: ' + ', '.join(unusable) if unusable else ''}"
+
+
+def _provider(row: ProviderRow) -> str:
+    words = [row.protocol, *([row.base_url] if row.base_url else [])]
+    if row.missing:
+        words.append(f"(unavailable: set {' and '.join(row.missing)})")
+    return " ".join(words)
+
+
+def _route(route: Route, config: Config) -> str:
+    targets = [
+        f"{target} (unavailable)" if config.providers[target.provider].missing else str(target)
+        for target in route.targets
+    ]
+    return ", then ".join(targets)
+
+
+def _server(server: Server) -> list[str]:
+    cors = ", ".join(server.cors.allow_origins) if server.cors else "off"
+    return [
+        f"heartbeat {written(server.heartbeat) if server.heartbeat else 'off'}",
+        f"body limit {size(server.body_limit)}",
+        f"cors {cors}",
+        f"shutdown after {written(server.shutdown.delay)}, running answers get {written(server.shutdown.grace)}",
+    ]
+
+
+def unavailable(config: Config) -> list[str]:
+    """The names that cannot be used for want of a variable, for a start-up message."""
+    return [listed.id for listed in Catalog(config).models() if not listed.available]

@@ -1,0 +1,287 @@
+"""The configuration as values: what the rest of the gateway is built from. `docs/configuration.md` is its reference.
+
+Knows nothing of files; the defaults here are the defaults of the product. The `…Entry` Structs are shaped like the
+file, the others are what a checked file becomes.
+"""
+
+import re
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from router.provider import Target
+from router.quantities import Duration, Size, Timeout
+
+Transport: TypeAlias = Literal["aiohttp", "httpx"]
+Missing: TypeAlias = tuple[str, ...]
+"""Environment variables that are not set."""
+
+
+# -- text of a certain form ----------------------------------------------------------------------------------------
+
+
+class BaseUrl(str):
+    """The address of a vendor's API, without a slash at its end."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if not isinstance(value, str) or not value:
+            raise ValueError("must be a URL such as https://api.example.com/v1")
+        if re.search(r"[\s\x00-\x1f\x7f]", value):
+            raise ValueError("must be a URL: this one holds white space or a control character")
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError(
+                "must be a URL such as https://api.example.com/v1: its host or port is not valid"
+            ) from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise ValueError("must be a URL that begins with https:// or http:// and a host")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("may not hold a user or password: write `api_key` or `headers` instead")
+        if parts.query or parts.fragment:
+            raise ValueError("may not have a `?` or `#` part: paths are added at its end")
+        return cls(value.rstrip("/"))
+
+
+class Origin(str):
+    """Who may call from a browser: `https://chat.example.com`, or `*` for everybody."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if value == "*":
+            return cls(value)
+        if not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+", value):
+            raise ValueError('must be an origin such as https://chat.example.com, without a path or a slash, or "*"')
+        return cls(value)
+
+
+class HeaderName(str):
+    """An HTTP header's name in lower case (RFC 9110, section 5.6.2)."""
+
+    FRAMING: Final = ("connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade")
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if not isinstance(value, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", value):
+            raise ValueError("is not a header name: it may hold letters, digits and -")
+        if value.lower() in cls.FRAMING:
+            raise ValueError("is a header that the connection sets itself: remove it")
+        return cls(value.lower())
+
+
+class HeaderValue(str):
+    """An HTTP header's value: printable ASCII."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if not isinstance(value, str):
+            raise ValueError("must be text: put it in quotes")
+        if not re.fullmatch(r"[\t\x20-\x7e]*", value):
+            raise ValueError("must be text of printable ASCII characters")
+        return cls(value.strip())
+
+
+class Secret(str):
+    """A key as it is sent in a header. A line break at its end, which files often have, is a problem of its own."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if not isinstance(value, str):
+            raise ValueError("must be text: put it in quotes")
+        if not re.fullmatch(r"[\x21-\x7e]*", value):
+            raise ValueError("must be text of printable ASCII characters, without white space or a line break")
+        return cls(value)
+
+
+class ModelName(str):
+    """A vendor's name of a model."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError("must be text, not a number: put it in quotes")
+        if not isinstance(value, str) or not re.fullmatch(r"\S+", value):
+            raise ValueError("must be a model's name, without white space")
+        return cls(value)
+
+
+# -- the server ----------------------------------------------------------------------------------------------------
+
+
+class Cors(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which web pages may call from a browser (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
+
+    allow_origins: tuple[Origin, ...]
+    allow_credentials: bool = False
+    max_age: Duration = Duration(600)
+
+    def __post_init__(self) -> None:
+        if not self.allow_origins:
+            raise ValueError("`allow_origins` is empty: list an origin, or remove `cors`")
+        if self.allow_credentials and "*" in self.allow_origins:
+            raise ValueError('browsers refuse `allow_credentials` together with "*": list the origins one by one')
+
+
+class Shutdown(Struct, frozen=True, forbid_unknown_fields=True):
+    """`delay`: how long to go on accepting after the signal, `grace`: how long running answers may then take."""
+
+    delay: Duration = Duration(2)
+    grace: Duration = Duration(30)
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True):
+    heartbeat: Duration = Duration(15)
+    """Seconds of silence before a comment is sent on a stream; 0 sends none."""
+    body_limit: Size = Size(32 * 1024 * 1024)
+    """Bytes of a request's body."""
+    cors: Cors | None = None
+    shutdown: Shutdown = Shutdown()
+
+    def __post_init__(self) -> None:
+        if not 1024 <= self.body_limit <= 1024**3:
+            raise ValueError("`body_limit` must be from 1KiB to 1GiB")
+
+
+# -- timeouts ------------------------------------------------------------------------------------------------------
+
+
+class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
+    """How long one attempt may take, in seconds: `connect` to connect, `first_token` from the request to the first
+    delta, `idle` between two deltas, `total` in all."""
+
+    connect: float = 5
+    first_token: float = 60
+    idle: float = 60
+    total: float = 600
+
+
+class TimeoutsEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """Timeouts as they are written: what is left out comes from the next level (route, provider, default)."""
+
+    connect: Timeout | None = None
+    first_token: Timeout | None = None
+    idle: Timeout | None = None
+    total: Timeout | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "first_token", "idle"):
+            value = getattr(self, name)
+            if value is not None and self.total is not None and value > self.total:
+                raise ValueError(f"`{name}` is longer than `total`, which ends the attempt before it")
+
+
+def overlay(base: Timeouts, over: TimeoutsEntry | Timeouts | None) -> Timeouts:
+    """`base` with what `over` says."""
+    said = {} if over is None else msgspec.structs.asdict(over)
+    return msgspec.structs.replace(base, **{name: float(value) for name, value in said.items() if value is not None})
+
+
+# -- providers -----------------------------------------------------------------------------------------------------
+
+
+class ProviderEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    protocol: str
+    base_url: BaseUrl | None = None
+    api_key: Secret | None = None
+    headers: dict[HeaderName, HeaderValue] = {}
+    max_parallel: Annotated[int, Meta(ge=1)] = 1000
+    transport: Transport = "aiohttp"
+    timeouts: TimeoutsEntry | None = None
+    models: tuple[ModelName, ...] = ()
+    options: dict[str, Any] = {}
+
+
+class ProviderRow(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One vendor account. A row that needs a variable which is not set is unavailable; `missing` names it."""
+
+    name: str
+    protocol: str
+    """A name that `providers` knows, or `package.module:Class`."""
+    base_url: str | None = None
+    """Without a slash at its end; None: the protocol's own."""
+    api_key: str | None = None
+    headers: dict[str, str] = {}
+    """Names are in lower case."""
+    max_parallel: int = 1000
+    transport: Transport = "aiohttp"
+    timeouts: Timeouts | None = None
+    models: tuple[str, ...] = ()
+    """Models to list; others can be called all the same."""
+    options: dict[str, Any] = {}
+    """As written; `Loaded.document` reads them as the protocol's `Options`."""
+    missing: Missing = ()
+
+    def __repr__(self) -> str:
+        # keys stand in `api_key`, `headers` and `options`: none of them belongs into a log
+        return f"ProviderRow(name={self.name!r}, protocol={self.protocol!r}, missing={self.missing!r}, …)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("name", self.name), ("protocol", self.protocol), ("missing", self.missing)]
+
+
+# -- routes --------------------------------------------------------------------------------------------------------
+
+
+class TargetEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    target: str
+
+
+class RouteEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    targets: tuple[str | TargetEntry, ...]
+    timeouts: TimeoutsEntry | None = None
+
+
+class Route(Struct, frozen=True, forbid_unknown_fields=True):
+    """A name that clients ask for. The first target whose provider is available is used."""
+
+    name: str
+    targets: tuple[Target, ...]
+    timeouts: TimeoutsEntry | None = None
+
+
+# -- plugins and the whole -----------------------------------------------------------------------------------------
+
+
+class PluginRow(Struct, frozen=True, forbid_unknown_fields=True):
+    """One layer of the onion. `path` is where its settings stand in the document, for `Loaded.document`."""
+
+    name: str
+    """A name that `plugins` knows, or `package.module:Class`."""
+    settings: dict[str, Any] = {}
+    path: tuple[str | int, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"PluginRow(name={self.name!r}, …)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("name", self.name)]
+
+
+class ConfigEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The top level of the file."""
+
+    server: Server = Server()
+    providers: dict[str, ProviderEntry] = {}
+    models: dict[str, RouteEntry] = {}
+    plugins: tuple[str | dict[str, Any], ...] = ()
+
+
+MOCK: Final = ProviderRow(
+    name="mock",
+    protocol="mock",
+    models=("echo", "lorem-200", "slow-50", "tools", "reasoning", "error-429", "cut-10", "stall-10"),
+)
+"""What answers when no provider is configured."""
+PLUGINS: Final = (PluginRow("logging"), PluginRow("usage"))
+"""The layers when the file lists none: without `auth`, which `serve` then allows on a loopback address only."""
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    server: Server = Server()
+    providers: dict[str, ProviderRow] = msgspec.field(default_factory=lambda: {MOCK.name: MOCK})
+    models: dict[str, Route] = {}
+    plugins: tuple[PluginRow, ...] = PLUGINS
