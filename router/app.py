@@ -1,0 +1,194 @@
+"""The composition root: a configuration becomes a running application. The only importer of providers and plugins."""
+
+import os
+import ssl
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import httpx
+from litestar import Litestar, asgi
+from litestar.config.cors import CORSConfig
+from litestar.exceptions import HTTPException
+from msgspec import Struct
+
+from plugins import known_plugins, load_plugin
+from providers import known_protocols, load_provider
+from router.catalog import Catalog
+from router.config import ConfigError, Document, Loaded, Problem, load
+from router.dialects.openai_chat import OpenAIChat
+from router.dispatch import Adapter, Dispatch
+from router.errors import RouterError
+from router.http.chat import Chat
+from router.http.errors import ErrorResponses
+from router.http.health import health_routes
+from router.http.models import model_routes
+from router.http.openapi import openapi_config
+from router.lifecycle import lifespan
+from router.plugin import Authenticator, CallNext, Plugin, check_order, compose
+from router.provider import InProcess, ProviderSettings
+from router.running import Running
+from router.settings import Cors, PluginRow, ProviderRow
+from router.upstream import HttpUpstream, InProcessUpstream, TransportFactory, Upstream, make_transport
+from router.wire.openai_chat import ChatCompletionRequest
+
+CHAT_PATH = "/v1/chat/completions"
+CONFIG_VARIABLE = "DELTAWAY_CONFIG"
+"""Tells worker processes which file to read; empty: the defaults."""
+
+
+class Gateway(Struct, frozen=True):
+    """Everything one worker is made of."""
+
+    loaded: Loaded
+    catalog: Catalog
+    adapters: dict[str, Adapter]
+    plugins: tuple[Plugin, ...]
+    layers: CallNext
+    running: Running
+
+    @property
+    def authenticator(self) -> Authenticator | None:
+        return next((plugin for plugin in self.plugins if isinstance(plugin, Authenticator)), None)
+
+
+def read_config(path: str | None, environ: Mapping[str, str]) -> Loaded:
+    """The file at `path` checked against the protocols and plugins that are installed. Raises `ConfigError`."""
+    return load(path, environ, protocols=known_protocols(), plugins=known_plugins())
+
+
+def build(loaded: Loaded, environ: Mapping[str, str], transport: TransportFactory = make_transport) -> Gateway:
+    """Put the gateway together. Raises `ConfigError` for settings that only an adapter or plugin understands."""
+    config = loaded.config
+    catalog = Catalog(config)
+    context = httpx.create_ssl_context()
+    problems: list[Problem] = []
+    adapters: dict[str, Adapter] = {}
+    for row in config.providers.values():
+        if row.missing:
+            continue
+        try:
+            adapters[row.name] = _adapter(row, loaded.document, context, transport)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    plugins: list[Plugin] = []
+    for layer in config.plugins:
+        try:
+            plugins.append(_plugin(layer, loaded.document, environ))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if not problems:
+        problems.extend(_order_problems(config.plugins, loaded.document))
+    if problems:
+        raise ConfigError(tuple(sorted(problems)))
+    layers = compose(plugins, Dispatch(catalog, adapters).stream)
+    return Gateway(loaded, catalog, adapters, tuple(plugins), layers, Running())
+
+
+def create_app(gateway: Gateway) -> Litestar:
+    """The ASGI application."""
+    server = gateway.loaded.config.server
+    dialect = OpenAIChat()
+    errors = ErrorResponses(dialect)
+    chat = Chat(
+        dialect, gateway.layers, gateway.running, body_limit=server.body_limit, heartbeat=float(server.heartbeat)
+    )
+
+    @asgi(CHAT_PATH, copy_scope=False)
+    async def chat_completions(scope: Any, receive: Any, send: Any) -> None:
+        await chat.handle(scope, receive, send)
+
+    return Litestar(
+        route_handlers=[
+            chat_completions,
+            *model_routes(gateway.catalog, gateway.authenticator, int(time.time())),
+            *health_routes(gateway.running),
+        ],
+        lifespan=[
+            lifespan(
+                gateway.plugins,
+                [adapter.upstream for adapter in gateway.adapters.values()],
+                gateway.running,
+                server.shutdown,
+            )
+        ],
+        exception_handlers={
+            RouterError: errors.router_error,
+            HTTPException: errors.http_exception,
+            Exception: errors.unexpected,
+        },
+        cors_config=_cors(server.cors),
+        openapi_config=openapi_config(version("deltaway"), {CHAT_PATH: ChatCompletionRequest}),
+        logging_config=None,
+        request_max_body_size=server.body_limit,
+    )
+
+
+def from_environment() -> Litestar:
+    """The application of one worker process; the configuration's path comes in the environment."""
+    environ = dict(os.environ)
+    loaded = read_config(environ.get(CONFIG_VARIABLE) or None, environ)
+    return create_app(build(loaded, environ))
+
+
+def _adapter(row: ProviderRow, document: Document, context: ssl.SSLContext, transport: TransportFactory) -> Adapter:
+    path = ("providers", row.name)
+    cls = load_provider(row.protocol)
+    options = document.convert((*path, "options"), cls.Options)
+    base_url = row.base_url or cls.base_url
+    if base_url is None:
+        message = f"the protocol `{row.protocol}` has no address of its own: write `base_url`"
+        raise ConfigError((document.problem(path, message),))
+    settings = ProviderSettings(
+        name=row.name, base_url=base_url, api_key=row.api_key, headers=row.headers, options=options
+    )
+    provider = cls(settings)
+    upstream: Upstream
+    if isinstance(provider, InProcess):
+        upstream = InProcessUpstream(row.name, provider)
+    else:
+        upstream = HttpUpstream(row.name, transport(row.transport, context), row.max_parallel)
+    return Adapter(provider, upstream)
+
+
+def _plugin(row: PluginRow, document: Document, environ: Mapping[str, str]) -> Plugin:
+    cls: Any = load_plugin(row.name)
+    if not hasattr(cls, "Settings"):
+        if row.settings:
+            raise ConfigError((document.problem(row.path, f"the plugin `{row.name}` has no settings"),))
+        plugin: Plugin = cls()
+        return plugin
+    settings = document.convert(row.path, cls.Settings)
+    try:
+        built: Plugin = cls(settings, environ) if getattr(cls, "wants_environment", False) else cls(settings)
+    except ValueError as error:
+        raise ConfigError((document.problem(row.path, str(error)),)) from None
+    return built
+
+
+def _order_problems(rows: tuple[PluginRow, ...], document: Document) -> list[Problem]:
+    classes = {row.name: load_plugin(row.name) for row in rows}
+    paths = {row.name: row.path for row in rows}
+    return [document.problem(paths[name], message) for name, message in check_order(classes)]
+
+
+def _cors(cors: Cors | None) -> CORSConfig | None:
+    if cors is None:
+        return None
+    return CORSConfig(
+        allow_origins=list(cors.allow_origins),
+        allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+        # the official SDKs send a family of x-stainless-* headers; the key guards the door, not this list
+        allow_headers=["*"],
+        allow_credentials=cors.allow_credentials,
+        expose_headers=[
+            "x-request-id",
+            "x-deltaway-target",
+            "x-deltaway-attempts",
+            "x-deltaway-dropped",
+            "retry-after",
+            "x-should-retry",
+        ],
+        max_age=int(cors.max_age),
+    )

@@ -1,0 +1,161 @@
+"""The `deltaway` command. Imports what a subcommand needs when it runs: `--help` and `chat` start fast."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import rich_click as click
+
+if TYPE_CHECKING:
+    from router.client import Client
+    from router.config import ConfigError, Loaded
+
+DEFAULT_CONFIG = "providers.yaml"
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="deltaway")
+def main() -> None:
+    """One endpoint for many model vendors."""
+
+
+config_option = click.option(
+    "--config",
+    "config",
+    type=click.Path(dir_okay=False),
+    help=f"The configuration file; {DEFAULT_CONFIG} here if there is one, else the defaults.",
+)
+url_option = click.option("--url", envvar="DELTAWAY_URL", default=DEFAULT_URL, show_default=True, show_envvar=True)
+key_option = click.option("--key", envvar="DELTAWAY_API_KEY", help="The key to call with.", show_envvar=True)
+
+
+@main.command()
+@config_option
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes.")
+@click.option("--insecure", is_flag=True, help="Serve without keys on an address that others can reach.")
+def serve(config: str | None, host: str, port: int, workers: int, insecure: bool) -> None:
+    """Run the gateway."""
+    from router.app import build, read_config
+    from router.config import ConfigError
+    from router.server import BindError, is_loopback, run
+
+    path = _config_path(config)
+    try:
+        loaded = read_config(path, os.environ)
+        gateway = build(loaded, os.environ)
+    except ConfigError as error:
+        _fail_config(error)
+    if gateway.authenticator is None and not insecure and not is_loopback(host):
+        raise click.ClickException(
+            f"{host} can be reached from other machines and no key is needed: put `auth` in the list of plugins, "
+            "or say --insecure"
+        )
+    try:
+        run(gateway, path, host, port, workers)
+    except BindError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
+@config_option
+def check(config: str | None) -> None:
+    """Check a configuration, and print what it amounts to."""
+    from router.app import build, read_config
+    from router.config import ConfigError
+    from router.report import report
+
+    path = _config_path(config)
+    try:
+        loaded = read_config(path, os.environ)
+        build(loaded, os.environ)
+    except ConfigError as error:
+        _fail_config(error)
+    for line in report(loaded.config):
+        click.echo(line)
+
+
+@main.command()
+@url_option
+@key_option
+def models(url: str, key: str | None) -> None:
+    """List the models the gateway serves."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = _asked(lambda client: client.models(), url, key)
+    table = Table("model", "provider", "available", box=None, header_style="bold")
+    for model in found:
+        missing = ", ".join(model.get("missing", ()))
+        table.add_row(model["id"], model["owned_by"], "yes" if model["available"] else f"no: set {missing}")
+    Console().print(table)
+
+
+@main.command()
+@click.option("-m", "--model", default="mock/echo", show_default=True)
+@click.option("-s", "--system", help="Instructions for the model.")
+@url_option
+@key_option
+@click.argument("words", nargs=-1)
+def chat(model: str, system: str | None, url: str, key: str | None, words: tuple[str, ...]) -> None:
+    """Talk to a model. Without WORDS: reads standard input, or holds a conversation on a terminal."""
+    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    text = " ".join(words) or ("" if sys.stdin.isatty() else sys.stdin.read())
+    if text.strip():
+        _turn(model, messages, text, url, key)
+        return
+    if not sys.stdin.isatty():
+        raise click.ClickException("nothing was said: give words, or pipe a text in")
+    while True:
+        try:
+            text = click.prompt(click.style("you", bold=True), prompt_suffix="> ")
+        except click.Abort:
+            click.echo()
+            return
+        _turn(model, messages, text, url, key)
+
+
+def _turn(model: str, messages: list[dict[str, str]], text: str, url: str, key: str | None) -> None:
+    """Say one thing and print the answer as it comes; both join the messages."""
+    messages.append({"role": "user", "content": text})
+
+    def printed(client: "Client") -> str:
+        answer = []
+        for kind, piece in client.chat(model, messages):
+            if kind == "text":
+                answer.append(piece)
+                click.echo(piece, nl=False)
+            else:
+                click.echo(click.style(piece, dim=True), nl=False, err=True)
+            sys.stdout.flush()
+        click.echo()
+        return "".join(answer)
+
+    messages.append({"role": "assistant", "content": _asked(printed, url, key)})
+
+
+def _asked(question: Any, url: str, key: str | None) -> Any:
+    from router.client import Client, GatewayError
+
+    try:
+        return question(Client(url, key))
+    except GatewayError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _config_path(given: str | None) -> str | None:
+    """The file to read: the one named, else the usual one if it is there."""
+    if given is not None:
+        return given
+    return DEFAULT_CONFIG if Path(DEFAULT_CONFIG).is_file() else None
+
+
+def _fail_config(error: "ConfigError") -> NoReturn:
+    for problem in error.problems:
+        click.echo(str(problem), err=True)
+    count = len(error.problems)
+    click.echo(click.style(f"{count} problem{'s' if count > 1 else ''} in the configuration", bold=True), err=True)
+    sys.exit(1)

@@ -1,0 +1,91 @@
+"""`/schema/openapi.json`: the API described. The chat routes are bare ASGI ones, so they are added by hand here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from litestar import Request
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from msgspec import Struct
+
+_REF = "#/components/schemas/{name}"
+
+
+class ErrorBody(Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(Struct):
+    """Every error of every route has this shape; the header `x-request-id` names the request in the log."""
+
+    error: ErrorBody
+
+
+class Description(JsonRenderPlugin):
+    """Litestar's description of its own routes, completed by the chat routes: path → type of the request body."""
+
+    def __init__(self, chat: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._chat = chat
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        refs, schemas = msgspec.json.schema_components([*self._chat.values(), ErrorResponse], ref_template=_REF)
+        *bodies, error = refs
+        paths = {path: _chat_path(body, error) for path, body in zip(self._chat, bodies, strict=True)}
+        components = openapi_schema.get("components", {})
+        whole = {
+            **openapi_schema,
+            "paths": {**paths, **openapi_schema.get("paths", {})},
+            "components": {**components, "schemas": {**schemas, **components.get("schemas", {})}},
+        }
+        return self.render_json(request, whole)
+
+
+def openapi_config(version: str, chat: Mapping[str, Any]) -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="Deltaway",
+        version=version,
+        description="One endpoint for many model vendors.",
+        path="/schema",
+        render_plugins=[Description(chat)],
+        components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
+        security=[{"key": []}],
+    )
+
+
+def _chat_path(body: dict[str, Any], error: dict[str, Any]) -> dict[str, Any]:
+    def failed(words: str) -> dict[str, Any]:
+        return {"description": words, "content": {"application/json": {"schema": error}}}
+
+    return {
+        "post": {
+            "tags": ["chat"],
+            "summary": "Create a chat completion",
+            "operationId": "CreateChatCompletion",
+            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+            "responses": {
+                "200": {
+                    "description": "The answer: one JSON object, or with `stream: true` server-sent events that end "
+                    "with `data: [DONE]` if and only if the answer is complete.",
+                    "content": {
+                        "application/json": {"schema": {"type": "object"}},
+                        "text/event-stream": {"schema": {"type": "string"}},
+                    },
+                },
+                "400": failed("The request is wrong; `param` names the place."),
+                "401": failed("No key, or a wrong one."),
+                "403": failed("The key may not use this model."),
+                "404": failed("No such model; the message names near ones."),
+                "413": failed("The body is over the limit."),
+                "429": failed("The vendor limits the rate; see `retry-after`."),
+                "502": failed("The vendor failed."),
+                "503": failed("The provider is not available."),
+                "504": failed("The vendor was too slow."),
+            },
+        }
+    }

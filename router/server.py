@@ -1,0 +1,93 @@
+"""Runs the application under uvicorn: one process, or several that share the listening socket."""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from router.app import CONFIG_VARIABLE, Gateway, create_app
+from router.lifecycle import LAST_WORDS
+from router.telemetry import configure
+
+BACKLOG = 4096
+KEEP_ALIVE = 75
+"""Seconds an idle client connection stays open: longer than load balancers keep theirs."""
+
+
+class BindError(Exception):
+    """The address cannot be listened on."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers: int) -> None:
+    """Serve until a signal ends it. Raises `BindError`."""
+    listening = bind(host, port)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    for line in greeting(gateway, url):
+        print(line, flush=True)  # noqa: T201  # what the person at the terminal sees first
+    configure()
+    shutdown = gateway.loaded.config.server.shutdown
+    os.environ[CONFIG_VARIABLE] = str(config_path or "")
+    settings = uvicorn.Config(
+        create_app(gateway) if workers == 1 else "router.app:from_environment",
+        factory=workers > 1,
+        workers=workers,
+        loop="auto",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=int(shutdown.grace + LAST_WORDS + 1),
+    )
+    server = uvicorn.Server(settings)
+    if workers == 1:
+        server.run(sockets=[listening])
+    else:
+        Multiprocess(settings, target=server.run, sockets=[listening]).run()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise BindError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --host and --port"
+        ) from None
+    listening.set_inheritable(True)
+    return listening
+
+
+def greeting(gateway: Gateway, url: str) -> Iterator[str]:
+    """What to try next."""
+    listed = [model for model in gateway.catalog.models() if model.available]
+    first = listed[0].id if listed else "mock/echo"
+    key = '-H "Authorization: Bearer $DELTAWAY_ADMIN_KEY" ' if gateway.authenticator is not None else ""
+    yield f"Deltaway serves {url}/v1 · {len(listed)} models ready"
+    for row in gateway.loaded.config.providers.values():
+        if row.missing:
+            yield f"  provider {row.name} waits for {', '.join(row.missing)}"
+    yield "Try:"
+    yield f"  curl -N {url}/v1/chat/completions {key}-H 'content-type: application/json' \\"
+    yield f"""    -d '{{"model":"{first}","stream":true,"messages":[{{"role":"user","content":"Hello"}}]}}'"""
+    yield f"  deltaway chat --url {url} -m {first} Hello"
