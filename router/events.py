@@ -242,11 +242,13 @@ class OrderCheck:
             if isinstance(event, ToolCallDelta):
                 raise IllegalOrder(f"tool call slot {slot} has a delta before its start")
             slots[slot] = kind or "opaque"
-        elif isinstance(event, ToolCallStarted):
-            raise IllegalOrder(f"tool call slot {slot} started twice")
         elif kind is not None and slots[slot] == "opaque":
+            if isinstance(event, ToolCallDelta):
+                raise IllegalOrder(f"tool call slot {slot} has a delta before its start")
             # a seal may come before the content it seals
             slots[slot] = kind
+        elif isinstance(event, ToolCallStarted):
+            raise IllegalOrder(f"slot {slot}, a {slots[slot]}, cannot start a tool call")
         elif kind is not None and slots[slot] != kind:
             raise IllegalOrder(f"slot {slot} is {slots[slot]}, not {kind}")
 

@@ -1,6 +1,7 @@
 """The whole answer is the fold of the stream: one path for `stream: true` and `stream: false`. Pure."""
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
@@ -108,51 +109,7 @@ class Fold:
         """Choice and slot → part → pieces. Only a summary of reasoning has parts."""
 
     def add(self, event: Event) -> None:
-        match event:
-            case TextDelta():
-                block = self._block(event.choice, event.slot, TextBlock)
-                self._grow(event.choice, event.slot, event.text)
-                self._extend(event.extra, event.choice, block)
-            case ReasoningDelta():
-                block = self._block(event.choice, event.slot, ReasoningBlock)
-                if isinstance(block.content, ReasoningBlock):
-                    block.content.kind = event.kind
-                self._grow(event.choice, event.slot, event.text, event.part)
-                self._extend(event.extra, event.choice, block)
-            case RefusalDelta():
-                block = self._block(event.choice, event.slot, RefusalBlock)
-                self._grow(event.choice, event.slot, event.text)
-                self._extend(event.extra, event.choice, block)
-            case ToolCallStarted():
-                block = self._block(event.choice, event.slot, OpaqueBlock)
-                block.content = ToolCallBlock(event.id, event.name, event.kind)
-                self._extend(event.extra, event.choice, block)
-            case ToolCallDelta():
-                block = self._block(event.choice, event.slot, OpaqueBlock)
-                self._grow(event.choice, event.slot, event.arguments)
-                self._extend(event.extra, event.choice, block)
-            case BlockSigned():
-                block = self._block(event.choice, event.slot, OpaqueBlock)
-                block.signed[event.kind] = event.value
-                self._extend(event.extra, event.choice, block)
-            case ChoiceFinished():
-                choice = self._choice(event.choice)
-                choice.finish_reason = event.reason
-                choice.native_reason = event.native
-                choice.stop_sequence = event.stop_sequence
-                self._extend(event.extra, event.choice, None)
-            case Extended():
-                slot = event.slot
-                opaque = None if event.choice is None or slot is None else self._block(event.choice, slot, OpaqueBlock)
-                self._extend(event.extra, event.choice, opaque)
-            case Started():
-                self.answer.id, self.answer.model, self.answer.created = event.id, event.model, event.created
-                self._extend(event.extra, None, None)
-            case UsageReported():
-                self.answer.usage = event.usage
-            case Completed():
-                self.answer.complete = True
-                self._extend(event.extra, None, None)
+        _ADD[type(event)](self, event)
 
     def result(self) -> Answer:
         """The answer so far, its texts joined."""
@@ -167,6 +124,65 @@ class Fold:
             elif not isinstance(content, OpaqueBlock):
                 content.text = text
         return self.answer
+
+    def _text_delta(self, event: TextDelta) -> None:
+        parts = self._text.get((event.choice, event.slot))
+        if parts is not None and event.extra is None:
+            parts[0].append(event.text)
+            return
+        block = self._block(event.choice, event.slot, TextBlock)
+        self._grow(event.choice, event.slot, event.text)
+        self._extend(event.extra, event.choice, block)
+
+    def _reasoning_delta(self, event: ReasoningDelta) -> None:
+        block = self._block(event.choice, event.slot, ReasoningBlock)
+        if isinstance(block.content, ReasoningBlock):
+            block.content.kind = event.kind
+        self._grow(event.choice, event.slot, event.text, event.part)
+        self._extend(event.extra, event.choice, block)
+
+    def _refusal_delta(self, event: RefusalDelta) -> None:
+        block = self._block(event.choice, event.slot, RefusalBlock)
+        self._grow(event.choice, event.slot, event.text)
+        self._extend(event.extra, event.choice, block)
+
+    def _tool_call_started(self, event: ToolCallStarted) -> None:
+        block = self._block(event.choice, event.slot, OpaqueBlock)
+        block.content = ToolCallBlock(event.id, event.name, event.kind)
+        self._extend(event.extra, event.choice, block)
+
+    def _tool_call_delta(self, event: ToolCallDelta) -> None:
+        block = self._block(event.choice, event.slot, OpaqueBlock)
+        self._grow(event.choice, event.slot, event.arguments)
+        self._extend(event.extra, event.choice, block)
+
+    def _block_signed(self, event: BlockSigned) -> None:
+        block = self._block(event.choice, event.slot, OpaqueBlock)
+        block.signed[event.kind] = event.value
+        self._extend(event.extra, event.choice, block)
+
+    def _extended(self, event: Extended) -> None:
+        slot = event.slot
+        opaque = None if event.choice is None or slot is None else self._block(event.choice, slot, OpaqueBlock)
+        self._extend(event.extra, event.choice, opaque)
+
+    def _choice_finished(self, event: ChoiceFinished) -> None:
+        choice = self._choice(event.choice)
+        choice.finish_reason = event.reason
+        choice.native_reason = event.native
+        choice.stop_sequence = event.stop_sequence
+        self._extend(event.extra, event.choice, None)
+
+    def _started(self, event: Started) -> None:
+        self.answer.id, self.answer.model, self.answer.created = event.id, event.model, event.created
+        self._extend(event.extra, None, None)
+
+    def _usage_reported(self, event: UsageReported) -> None:
+        self.answer.usage = event.usage
+
+    def _completed(self, event: Completed) -> None:
+        self.answer.complete = True
+        self._extend(event.extra, None, None)
 
     def _choice(self, index: int) -> Choice:
         for choice in self.answer.choices:
@@ -194,8 +210,12 @@ class Fold:
     def _extend(self, extra: Extra | None, choice: int | None, block: Block | None) -> None:
         if extra is None:
             return
+        if self.answer.protocol is None:
+            self.answer.protocol = extra.protocol
+        elif extra.protocol != self.answer.protocol:
+            # one answer's extras are in one protocol's words: a plugin's must not pass for the vendor's
+            return
         add = replace if extra.whole else merge
-        self.answer.protocol = extra.protocol
         add(self.answer.extra, extra.answer)
         if choice is not None:
             one = self._choice(choice)
@@ -203,7 +223,21 @@ class Fold:
             add(block.extra if block is not None else one.message_extra, extra.block)
 
 
-_GROWING = frozenset({"data", "transcript", "text", "reasoning", "arguments", "input", "summary"})
+_ADD: Final[dict[type, Callable[[Fold, Any], None]]] = {
+    TextDelta: Fold._text_delta,
+    ReasoningDelta: Fold._reasoning_delta,
+    RefusalDelta: Fold._refusal_delta,
+    ToolCallStarted: Fold._tool_call_started,
+    ToolCallDelta: Fold._tool_call_delta,
+    BlockSigned: Fold._block_signed,
+    Extended: Fold._extended,
+    ChoiceFinished: Fold._choice_finished,
+    Started: Fold._started,
+    UsageReported: Fold._usage_reported,
+    Completed: Fold._completed,
+}
+
+_GROWING: Final = frozenset({"data", "transcript", "text", "reasoning", "arguments", "input", "summary"})
 """Text fields of vendor objects that stream in pieces; every other text is replaced."""
 
 
@@ -211,7 +245,7 @@ def merge(into: dict[str, Any], new: dict[str, Any]) -> None:
     """Add the vendor fields of one delta to those before it, as the official SDKs accumulate deltas.
 
     Objects merge key by key; lists are joined, items with the same `index` merged; pieces of text are joined;
-    anything else is replaced, but never by null.
+    anything else is replaced, but never by null. `new` is copied, never shared: it belongs to its event.
     """
     for key, value in new.items():
         old = into.get(key)
@@ -220,30 +254,43 @@ def merge(into: dict[str, Any], new: dict[str, Any]) -> None:
         elif isinstance(old, list) and isinstance(value, list):
             if key == "annotations":
                 # an annotation's `index` is a place in the text, not its own number
-                old.extend(value)
+                old.extend(_copy(value))
             else:
                 _merge_lists(old, value)
         elif isinstance(old, str) and isinstance(value, str) and key in _GROWING:
             into[key] = old + value
-        elif isinstance(value, dict):
-            into[key] = {}
-            merge(into[key], value)
-        elif isinstance(value, list):
-            into[key] = list(value)
         elif value is not None or key not in into:
-            into[key] = value
+            into[key] = _copy(value)
 
 
 def replace(into: dict[str, Any], new: dict[str, Any]) -> None:
     """Take vendor fields that are whole: each replaces what came before under its key."""
-    into.update(new)
+    into.update(_copy(new))
 
 
 def _merge_lists(old: list[Any], new: list[Any]) -> None:
-    by_index = {item["index"]: item for item in old if isinstance(item, dict) and "index" in item}
+    numbered = {number: item for item in old if (number := _number(item)) is not None}
     for item in new:
-        known = by_index.get(item.get("index")) if isinstance(item, dict) else None
-        if known is None:
-            old.append(item)
-        else:
+        number = _number(item)
+        known = None if number is None else numbered.get(number)
+        if known is not None:
             merge(known, item)
+            continue
+        item = _copy(item)
+        old.append(item)
+        if number is not None:
+            numbered[number] = item
+
+
+def _number(item: Any) -> int | None:
+    """The place of a list's item that arrives in pieces."""
+    index = item.get("index") if isinstance(item, dict) else None
+    return index if type(index) is int else None
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_copy(inner) for inner in value]
+    return value

@@ -53,9 +53,6 @@ from router.messages import (
 from router.wire import openai_chat as wire
 from router.wire.unknown import Opaque, Sieve, Unknown, verbatim
 
-PROTOCOL: Final = "openai"
-"""Whose words the extras are."""
-
 
 class RequestDecoder:
     """Bodies → `Asked`. Holds compiled decoders, no state of any request."""
@@ -190,7 +187,7 @@ def _asked(asked: wire.ChatCompletionRequest) -> Asked:
         ChatRequest(
             model=asked.model,
             messages=tuple([_MESSAGE[type(message)](message) for message in asked.messages]),
-            protocol=PROTOCOL,
+            protocol=wire.PROTOCOL,
             stream=stream,
             sampling=_sampling(asked),
             thinking=Thinking(
@@ -402,8 +399,8 @@ def _text(part: wire.TextPart) -> Part:
 def _image(part: wire.ImagePart) -> Part:
     image = part.image_url
     if isinstance(image, str):
-        return Image(image, None, _part_extra(part))
-    return Image(image.url, image.detail, _part_extra(part, image_url=image.unknown))
+        return Image(image, extra=_part_extra(part))
+    return Image(image.url, detail=image.detail, extra=_part_extra(part, image_url=image.unknown))
 
 
 def _audio(part: wire.AudioPart) -> Part:

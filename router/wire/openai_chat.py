@@ -5,11 +5,14 @@ compatible mode adds. Vendors differ in ranges and words, so a Struct states onl
 own limits are kept where the field is OpenAI's own. Knows nothing of the neutral model.
 """
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, UnsetType
 
 from router.wire.unknown import Node, Opaque
+
+PROTOCOL: Final = "openai"
+"""Whose words the extras of this format are."""
 
 # -- parts of a message's content ----------------------------------------------------------------------------------
 
