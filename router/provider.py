@@ -88,6 +88,10 @@ class Provider(Protocol):
 
     Options: ClassVar[type[Struct]]
     """Settings of its own, under `options` in the provider's row. Checked at start."""
+    base_url: ClassVar[str | None]
+    """Where the vendor is when the row does not say; None: the row must."""
+
+    def __init__(self, settings: ProviderSettings) -> None: ...
 
     def encode(self, request: ChatRequest, target: Target) -> HttpRequest:
         """The request in the vendor's words. Raises `InvalidRequest` where it cannot be said at all."""

@@ -1,0 +1,93 @@
+"""The deadlines of an attempt: which limit passes when, and what must not count."""
+
+import asyncio
+
+import pytest
+
+from router.deadline import Deadline
+from router.errors import TimedOut
+from router.settings import Timeouts
+
+LIMITS = Timeouts(connect=5, first_token=0.05, idle=0.05, total=60)
+
+
+def deadline(limits: Timeouts = LIMITS, total: float = 60) -> Deadline:
+    return Deadline(limits, asyncio.get_running_loop().time() + total, "`v/m`")
+
+
+async def never() -> bytes:
+    await asyncio.sleep(3600)
+    return b""
+
+
+async def test_a_wait_without_a_first_token_times_out_and_names_the_limit() -> None:
+    limit = deadline()
+    with pytest.raises(TimedOut, match=r"`v/m` sent no token within 0\.05 s \(`timeouts\.first_token`\)") as raised:
+        await limit.wait(never())
+    assert raised.value.code == "first_token_timeout"
+
+
+async def test_after_a_delta_the_idle_limit_counts() -> None:
+    limit = deadline(Timeouts(first_token=60, idle=0.05))
+    limit.progress()
+    with pytest.raises(TimedOut) as raised:
+        await limit.wait(never())
+    assert raised.value.code == "idle_timeout"
+
+
+async def test_reads_without_a_delta_do_not_rearm_the_idle_limit() -> None:
+    limit = deadline(Timeouts(first_token=60, idle=0.1))
+    limit.progress()
+    reads = 0
+    with pytest.raises(TimedOut) as raised:
+        while True:
+            # a vendor's keep-alive comment
+            await limit.wait(asyncio.sleep(0.02))
+            reads += 1
+    assert raised.value.code == "idle_timeout"
+    assert reads < 10
+
+
+async def test_the_time_a_slow_client_takes_is_not_the_vendors() -> None:
+    limit = deadline(Timeouts(first_token=60, idle=0.05))
+    for _ in range(3):
+        limit.progress()
+        await asyncio.sleep(0.12)
+        await limit.wait(asyncio.sleep(0))
+    limit.close()
+
+
+async def test_the_total_limit_ends_a_stream_that_goes_on() -> None:
+    limit = deadline(Timeouts(first_token=60, idle=60, total=0.1), total=0.1)
+    with pytest.raises(TimedOut) as raised:
+        while True:
+            await limit.wait(asyncio.sleep(0.01))
+            limit.progress()
+    assert raised.value.code == "total_timeout"
+
+
+async def test_a_timeout_leaves_the_task_uncancelled() -> None:
+    limit = deadline()
+    with pytest.raises(TimedOut):
+        await limit.wait(never())
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)
+
+
+async def test_a_cancellation_from_outside_stays_a_cancellation() -> None:
+    async def waits() -> None:
+        await deadline(Timeouts(first_token=60)).wait(never())
+
+    task = asyncio.ensure_future(waits())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_closed_deadline_never_fires() -> None:
+    limit = deadline()
+    limit.close()
+    await asyncio.sleep(0.1)
