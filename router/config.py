@@ -177,7 +177,7 @@ class _Check:
             if not _PROVIDER.fullmatch(name):
                 self.strict.report(
                     entry.place,
-                    f"`{short(name)}` cannot name a provider: use letters, digits, `.`, `_` and `-`, and a letter or digit first",
+                    f"`{short(name)}` cannot name a provider: use letters, digits and `.`, `_`, `-` inside",
                 )
             self._protocol(entry.node, path)
             self._once(entry.node, "models", path)

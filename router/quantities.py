@@ -81,7 +81,7 @@ def decode(type_: type, value: Any) -> Any:
     """The `dec_hook` for msgspec that reads every `Parsed` type."""
     if parses(type_):
         return type_.parse(value)
-    raise NotImplementedError(type_)
+    raise TypeError(f"{type_.__name__} has no `parse`")
 
 
 def written(seconds: float) -> str:
