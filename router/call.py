@@ -5,6 +5,7 @@ call share its `Trip`, the record that grows as the call goes on.
 """
 
 import time
+from asyncio import CancelledError
 from collections.abc import AsyncGenerator
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
@@ -85,6 +86,8 @@ class Trip(Struct):
     dropped: tuple[str, ...] = ()
     usage: Usage | None = None
     first_delta: float | None = None
+    principal: Principal | None = None
+    """Who calls, once a layer has found out: for the layers outside of it."""
     interruption: RouterError | None = None
     """Why the core cancelled the call: the client left, the server stops, …"""
     generators: list[Events] = []
@@ -95,9 +98,18 @@ class Trip(Struct):
         return self.attempts[-1].target if self.attempts else None
 
     async def close(self) -> None:
-        """Close what the layers opened, the innermost first. Does nothing the second time."""
+        """Close what the layers opened, the innermost first. Does nothing the second time.
+
+        A layer that fails to close does not keep the others from it; the first failure is raised at the end.
+        """
+        failure: BaseException | None = None
         while self.generators:
-            await self.generators.pop().aclose()
+            try:
+                await self.generators.pop().aclose()
+            except BaseException as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -118,6 +130,8 @@ class Call(Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, request=request)
 
     def with_principal(self, principal: Principal) -> "Call":
+        """The call with its caller known, which the trip notes too."""
+        self.trip.principal = principal
         return msgspec.structs.replace(self, principal=principal)
 
 
@@ -129,8 +143,8 @@ def outcome_of(error: BaseException | None, trip: Trip) -> Outcome:
     """The outcome of a call whose stream ended with `error` (None: it ended by itself)."""
     if error is None:
         return "finished"
-    if not isinstance(error, RouterError):
-        # cancelled or closed from outside: the core noted why
+    if isinstance(error, CancelledError | GeneratorExit):
+        # from outside: the core noted why
         error = trip.interruption or ClientGone("the client closed the stream")
     if isinstance(error, ClientGone):
         return "client_gone"

@@ -1,0 +1,112 @@
+"""`auth`: who calls, by the key they present, and whether that key may ask for that model.
+
+Keys come from the configuration, the admin key also from `DELTAWAY_ADMIN_KEY`. In memory they are HMACs (RFC 2104)
+under a secret of this process; the text of a key is dropped once it is read.
+"""
+
+import hmac
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from router.call import Call, Credentials, Events, Principal
+from router.errors import AuthenticationFailed, PermissionDenied
+from router.plugin import CallNext
+
+ADMIN_VARIABLE: Final = "DELTAWAY_ADMIN_KEY"
+ADMIN: Final = "admin"
+"""The admin key's id and name."""
+_HOW: Final = "send one as `Authorization: Bearer …` or `x-api-key: …`"
+_OWN_FORM: Final = re.compile(r"(dw-[A-Za-z0-9]+)-[A-Za-z0-9_-]{43}")
+"""A key that this gateway has made: its public id and the secret part."""
+_SENDABLE: Final = re.compile(r"[\x21-\x7e]+")
+
+
+class Key(Struct, frozen=True, forbid_unknown_fields=True):
+    """One client. `name` is what logs and receipts say, `models` what it may ask for (`openai/*`); none: all."""
+
+    key: str
+    name: str
+    models: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Key(name={self.name!r}, models={self.models!r}, …)"
+
+
+class Auth:
+    outside_of = ("limits", "budget", "cache", "usage")
+    wants_environment = True
+
+    class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+        keys: tuple[Key, ...] = ()
+        admin_key: str | None = None
+        """In place of `DELTAWAY_ADMIN_KEY`."""
+
+        def __repr__(self) -> str:
+            return f"Settings(keys={self.keys!r}, …)"
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        self._pepper = secrets.token_bytes(32)
+        self._principals: dict[bytes, Principal] = {}
+        names: set[str] = set()
+        for secret, principal in _configured(settings, environ):
+            digest = self._digest(secret)
+            if digest in self._principals:
+                other = self._principals[digest].name
+                raise ValueError(f"the keys `{other}` and `{principal.name}` are the same: give each client its own")
+            if principal.name in names:
+                raise ValueError(f"two keys are named `{principal.name}`: give each a name of its own")
+            names.add(principal.name)
+            self._principals[digest] = principal
+        if not self._principals:
+            raise ValueError(
+                f"`auth` knows no key, so nobody could call: set {ADMIN_VARIABLE}, or list `keys` with a `key` and a "
+                "`name` each, or take `auth` out of the plugins"
+            )
+
+    def authenticate(self, credentials: Credentials) -> Principal:
+        """Raises `AuthenticationFailed`."""
+        if not credentials.secret:
+            raise AuthenticationFailed(f"no API key was given: {_HOW}", code="missing_api_key")
+        # what the look-up's time tells is about a digest that nobody outside can compute
+        principal = self._principals.get(self._digest(credentials.secret))
+        if principal is None:
+            raise AuthenticationFailed(f"this gateway does not know that API key: {_HOW} that it knows")
+        return principal
+
+    def stream(self, call: Call, call_next: CallNext) -> Events:
+        principal = self.authenticate(call.credentials)
+        if not principal.may_use(call.request.model):
+            allowed = ", ".join(f"`{pattern}`" for pattern in principal.models)
+            raise PermissionDenied(
+                f"the key `{principal.name}` may not use this model, only {allowed}",
+                code="model_not_allowed",
+                param="model",
+            )
+        return call_next(call.with_principal(principal))
+
+    def _digest(self, secret: str) -> bytes:
+        return hmac.digest(self._pepper, secret.encode("utf-8", "surrogatepass"), "sha256")
+
+
+def _configured(settings: Auth.Settings, environ: Mapping[str, str]) -> Iterator[tuple[str, Principal]]:
+    admin = settings.admin_key or environ.get(ADMIN_VARIABLE)
+    if admin:
+        yield _checked(admin, "the admin key"), Principal(ADMIN, ADMIN, admin=True)
+    for row in settings.keys:
+        if not row.name:
+            raise ValueError("a key has no `name`: give it one, the logs show it in place of the key")
+        secret = _checked(row.key, f"the key `{row.name}`")
+        own = _OWN_FORM.fullmatch(secret)
+        yield secret, Principal(own[1] if own else row.name, row.name, models=row.models)
+
+
+def _checked(secret: str, what: str) -> str:
+    if not secret:
+        raise ValueError(f"{what} is empty: write a key, or remove the row")
+    if not _SENDABLE.fullmatch(secret):
+        raise ValueError(f"{what} cannot be sent in a header: use printable ASCII without white space")
+    return secret
