@@ -251,7 +251,9 @@ def merge(into: dict[str, Any], new: dict[str, Any]) -> None:
         old = into.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
             merge(old, value)
-        elif isinstance(old, list) and isinstance(value, list):
+        elif isinstance(value, list):
+            if not isinstance(old, list):
+                old = into[key] = []
             if key == "annotations":
                 # an annotation's `index` is a place in the text, not its own number
                 old.extend(_copy(value))
