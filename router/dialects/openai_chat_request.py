@@ -114,6 +114,8 @@ def _invalid(message: str) -> InvalidRequest:
         problem = problem[:1].lower() + problem[1:]
         if place.endswith("].content"):
             problem = problem.replace("array", "array of parts", 1)
+        if found and found[0].startswith(" - at `key`"):
+            problem = f"one of its keys: {problem}"
     if not place:
         return InvalidRequest(f"The body is not a chat completion request: {problem}.", code="invalid_type")
     code = "invalid_type" if problem.startswith("expected") and ", got" in problem else "invalid_value"
