@@ -30,7 +30,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import cycle, islice
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 from msgspec import Struct
@@ -178,6 +178,8 @@ def directive(model: str) -> Directive | None:
 class Mock:
     """The adapter, and the vendor behind it."""
 
+    base_url: ClassVar[str | None] = "mock:"
+
     class Options(Struct, frozen=True, forbid_unknown_fields=True):
         """Nothing to set: the model's name says everything."""
 
@@ -200,7 +202,7 @@ class Mock:
             input=_input_tokens(request),
         )
         headers = {"content-type": "application/json", **self._settings.headers}
-        url = self._settings.base_url or "mock:"
+        url = self._settings.base_url
         return HttpRequest(url=url, headers=headers, body=msgspec.json.encode(wanted), streamed=True)
 
     def decoder(self, request: ChatRequest, target: Target, sent: HttpRequest, head: HttpHead) -> "LineDecoder":
@@ -261,6 +263,7 @@ class LineDecoder:
         self._decode = msgspec.json.Decoder(Event).decode
         self._rest = b""
         self._completed = False
+        self.usage: Usage | None = None
 
     def feed(self, data: bytes) -> Iterator[Event]:
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -274,6 +277,8 @@ class LineDecoder:
             except msgspec.DecodeError as error:
                 raise ProtocolViolated("the mock vendor sent a line that is no event") from error
             self._completed = isinstance(event, Completed)
+            if isinstance(event, UsageReported):
+                self.usage = event.usage
             yield event
 
     def finish(self) -> Iterable[Event]:

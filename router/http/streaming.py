@@ -45,13 +45,14 @@ def pump(
             yield
 
 
+@types.coroutine
 def _waited(
     step: Generator[Any, Any, Event], waiting: Any, write: Write, batch: list[bytes]
 ) -> Generator[Any, Any, Event]:
     """The event of a step that has to wait for `waiting`; the batch leaves before the wait."""
     try:
         if batch and (data := _taken(batch)):
-            yield from write(data)  # type: ignore[misc]  # `pump` is a coroutine by `types.coroutine`
+            yield from write(data)
         yield waiting
     except BaseException as error:
         # the step is suspended in the layers below: they must see the cancellation, or could not be closed
