@@ -1,0 +1,137 @@
+"""DashScope's errors, classified by their code, and only where there is none by their status.
+
+Sources: Alibaba's error code page. Two codes mean something else than elsewhere: an account in arrears answers 400
+`Arrearage`, and `insufficient_quota` is a limit of tokens a minute, gone in a moment.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from router.errors import (
+    ContentFiltered,
+    ContextTooLong,
+    ProviderError,
+    RateLimited,
+    Rejected,
+    TimedOut,
+    VendorAuthFailed,
+    VendorFailed,
+    VendorModelUnknown,
+    VendorOverloaded,
+    VendorQuotaExhausted,
+)
+from router.wire.vendor_error import VendorMessage, retry_after
+
+# Beginnings of codes in lower case; the first that fits counts.
+_CODES: Final[tuple[tuple[str, type[ProviderError]], ...]] = (
+    ("datainspectionfailed", ContentFiltered),
+    ("data_inspection_failed", ContentFiltered),
+    ("content_filter", ContentFiltered),
+    ("arrearage", VendorQuotaExhausted),
+    ("allocationquota.freetieronly", VendorQuotaExhausted),
+    ("prepaidbilloverdue", VendorQuotaExhausted),
+    ("postpaidbilloverdue", VendorQuotaExhausted),
+    ("commoditynotpurchased", VendorQuotaExhausted),
+    ("invalidapikey", VendorAuthFailed),
+    ("invalid_api_key", VendorAuthFailed),
+    ("notauthorized", VendorAuthFailed),
+    ("not authorized", VendorAuthFailed),
+    ("accessdenied", VendorAuthFailed),
+    ("access_denied", VendorAuthFailed),
+    ("model.accessdenied", VendorAuthFailed),
+    ("workspace.accessdenied", VendorAuthFailed),
+    ("modelnotfound", VendorModelUnknown),
+    ("model.notexist", VendorModelUnknown),
+    ("model_not_found", VendorModelUnknown),
+    ("throttling", RateLimited),
+    ("limit_", RateLimited),
+    ("rate_limit", RateLimited),
+    ("limitrequests", RateLimited),
+    ("insufficient_quota", RateLimited),
+    ("requesttimeout", TimedOut),
+    ("gatewaytimeout", TimedOut),
+    ("modelunavailable", VendorOverloaded),
+    ("serviceunavailable", VendorOverloaded),
+    ("internalerror.algo.invalidparameter", Rejected),
+    ("internalerror.algo.datainspectionfailed", ContentFiltered),
+    ("internalerror", VendorFailed),
+    ("internal_error", VendorFailed),
+    ("modelserving", VendorFailed),
+    ("invalidparameter", Rejected),
+    ("invalid_parameter", Rejected),
+    ("invalid_request", Rejected),
+    ("badrequest", Rejected),
+    ("invalidurl", Rejected),
+    ("unsupportedoperation", Rejected),
+)
+
+_STATUSES: Final[dict[int, type[ProviderError]]] = {
+    401: VendorAuthFailed,
+    402: VendorQuotaExhausted,
+    403: VendorAuthFailed,
+    404: VendorModelUnknown,
+    408: TimedOut,
+    429: RateLimited,
+    503: VendorOverloaded,
+    504: TimedOut,
+}
+
+# "<400> InternalError.Algo.InvalidParameter: Range of input length should be …": the model server's own words
+_INNER: Final = re.compile(r"<(\d{3})>\s*(InternalError\.Algo\.\w+)")
+_TOO_LONG: Final = re.compile(r"input length|context length|maximum context", re.I)
+
+URL_ERROR: Final = "url error"
+"""What a model that is bound to the other service path answers ("url error, please check url!")."""
+
+_STREAM_ONLY: Final = re.compile(
+    r"only support(s|ed)? stream|enable_thinking must be set to false for non-streaming|support(s)? stream mode only",
+    re.I,
+)
+_STRING_ONLY: Final = re.compile(r"content must be a string", re.I)
+
+
+def classify(
+    said: VendorMessage, status: int, *, source: str, headers: Mapping[str, str] | None = None
+) -> ProviderError:
+    """The error for what the vendor said. `status` is the true one, also for an error within a 200."""
+    headers = headers or {}
+    kind = _kind(said, status)
+    return kind(
+        f"`{source}` answered: {said.message}",
+        retry_after=retry_after(headers, said.message, said.body) if kind.retryable else None,
+        vendor_status=status,
+        vendor_code=said.code,
+        vendor_request_id=said.request_id or headers.get("x-request-id"),
+    )
+
+
+def _kind(said: VendorMessage, status: int) -> type[ProviderError]:
+    inner = _INNER.search(said.message)
+    for code in (inner[2] if inner else None, said.code, said.type):
+        kind = next((kind for start, kind in _CODES if (code or "").lower().startswith(start)), None)
+        if kind is not None:
+            break
+    else:
+        kind = None
+    if inner is not None and kind is VendorFailed:
+        # an unknown inner code says less than its own status does
+        kind = _by_status(int(inner[1]))
+    kind = kind or _by_status(status)
+    return ContextTooLong if kind is Rejected and _TOO_LONG.search(said.message) else kind
+
+
+def _by_status(status: int) -> type[ProviderError]:
+    return _STATUSES.get(status) or (Rejected if 400 <= status < 500 else VendorFailed)
+
+
+def says_other_path(error: ProviderError) -> bool:
+    return isinstance(error, Rejected | VendorModelUnknown) and URL_ERROR in error.message.lower()
+
+
+def says_stream_only(error: ProviderError) -> bool:
+    return isinstance(error, Rejected) and _STREAM_ONLY.search(error.message) is not None
+
+
+def says_string_only(error: ProviderError) -> bool:
+    return isinstance(error, Rejected) and _STRING_ONLY.search(error.message) is not None
