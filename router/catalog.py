@@ -58,13 +58,14 @@ class Catalog:
         return (self._candidate(Target(provider, model), None),)
 
     def models(self) -> list[Listed]:
-        """Routes, then the models that the providers list, in the configuration's order."""
+        """Routes, then the models that the providers list, in the configuration's order; no name twice."""
         names = [
             Listed(name, "deltaway", bool(candidates), () if candidates else self._missing_of(self._routes[name]))
             for name, candidates in self._candidates.items()
         ]
         for row in self._providers.values():
-            names += [Listed(f"{row.name}/{model}", row.name, not row.missing, row.missing) for model in row.models]
+            full = (f"{row.name}/{model}" for model in row.models)
+            names += [Listed(name, row.name, not row.missing, row.missing) for name in full if name not in self._routes]
         return names
 
     def _candidate(self, target: Target, route: Route | None) -> Candidate:

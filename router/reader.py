@@ -172,10 +172,11 @@ class Reader:
 
     def _convert(self, node: Node, type_: Any, path: Path) -> Any:
         """What msgspec reads, and what is read by its own `parse`."""
+        if parses(type_):
+            # a variable's value is text, whatever it looks like
+            value = node.text if isinstance(node, Scalar) and node.names else self.plain(node, path)
+            return self._parsed(type_, value, node.place, written(path))
         if isinstance(node, Scalar):
-            if parses(type_):
-                # a variable's value is text, whatever it looks like
-                return self._parsed(type_, node.text if node.names else node.value, node.place, written(path))
             if get_origin(type_) is Literal and node.value not in get_args(type_):
                 words = [str(word) for word in get_args(type_)]
                 near = did_you_mean(node.text, words) if not node.names else ""
