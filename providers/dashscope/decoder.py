@@ -81,10 +81,8 @@ class AnswerDecoder:
             return
         for said in self._frames.finish():
             yield from self._read(said)
-        open_choices = [choice for choice in self._choices.values() if not choice.finished]
-        if open_choices or not self._choices:
-            for choice in open_choices:
-                yield from choice.settle()
+        if not (self._choices and all(choice.finished for choice in self._choices.values())):
+            yield from self._settle()
             raise StreamCut(f"`{self._source}` ended the stream before its answer")
         usage = self.usage
         if usage is not None:
@@ -97,6 +95,7 @@ class AnswerDecoder:
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         if said.failed or _is_error(value):
+            yield from self._settle()
             raise self._error(value, said.status)
         if not isinstance(value, dict):
             return
@@ -120,6 +119,11 @@ class AnswerDecoder:
             if index not in self._choices:
                 self._choices[index] = _Choice(index, self._reading, self._client, self._prefix, self._source)
             yield from self._choices[index].read(choice, tokens if isinstance(tokens, int) else None)
+
+    def _settle(self) -> Iterator[Event]:
+        for choice in self._choices.values():
+            if not choice.finished:
+                yield from choice.settle()
 
     def _tell(self, fields: dict[str, Any]) -> Iterator[Event]:
         """Pass on what is not modelled, once: every frame repeats it."""
@@ -184,14 +188,14 @@ class _Choice:
             yield from self._finish(reason)
 
     def settle(self) -> Iterator[Event]:
-        """What was held back of a choice that was cut."""
+        """What was held back, when the choice ends or is cut."""
         yield from self._settle_reasoning()
         yield from self._settle_text()
 
     def _finish(self, native: str) -> Iterator[Event]:
+        yield from self.settle()
         if native in _FAILED:
             raise VendorFailed(f"`{self._source}` broke off its answer: finish reason `{native}`", vendor_code=native)
-        yield from self.settle()
         reason = _FINISH.get(native, "stop")
         yield from self._calls.finish(cut=reason in ("length", "content_filter"))
         if self._calls and reason == "stop":
