@@ -52,6 +52,9 @@ class OpaqueBlock(Struct, tag="opaque"):
     """A block of which only the extras or the seal are known."""
 
 
+Extras: TypeAlias = dict[str, dict[str, Any]]
+"""Protocol → the fields in its words. One vendor's answer may speak in two: DashScope's `logprobs` are OpenAI's."""
+
 Content: TypeAlias = TextBlock | ReasoningBlock | RefusalBlock | ToolCallBlock | OpaqueBlock
 
 
@@ -61,7 +64,7 @@ class Block(Struct):
     content: Content
     signed: dict[str, str] = {}
     """The last seal of each kind: `signature`, `redacted`, `encrypted`."""
-    extra: dict[str, Any] = {}
+    extra: Extras = {}
 
 
 class Choice(Struct):
@@ -70,9 +73,9 @@ class Choice(Struct):
     finish_reason: FinishReason | None = None
     native_reason: str | None = None
     stop_sequence: str | None = None
-    extra: dict[str, Any] = {}
+    extra: Extras = {}
     """Vendor fields at choice level."""
-    message_extra: dict[str, Any] = {}
+    message_extra: Extras = {}
     """Vendor fields at message level that belong to no block."""
 
     def text(self) -> str:
@@ -94,9 +97,7 @@ class Answer(Struct):
     created: int = 0
     choices: list[Choice] = []
     usage: Usage | None = None
-    protocol: str | None = None
-    """Whose words the extras are."""
-    extra: dict[str, Any] = {}
+    extra: Extras = {}
     complete: bool = False
 
 
@@ -210,17 +211,16 @@ class Fold:
     def _extend(self, extra: Extra | None, choice: int | None, block: Block | None) -> None:
         if extra is None:
             return
-        if self.answer.protocol is None:
-            self.answer.protocol = extra.protocol
-        elif extra.protocol != self.answer.protocol:
-            # one answer's extras are in one protocol's words: a plugin's must not pass for the vendor's
-            return
         add = replace if extra.whole else merge
-        add(self.answer.extra, extra.answer)
-        if choice is not None:
-            one = self._choice(choice)
-            add(one.extra, extra.choice)
-            add(block.extra if block is not None else one.message_extra, extra.block)
+        if extra.answer:
+            add(self.answer.extra.setdefault(extra.protocol, {}), extra.answer)
+        if choice is None:
+            return
+        one = self._choice(choice)
+        if extra.choice:
+            add(one.extra.setdefault(extra.protocol, {}), extra.choice)
+        if extra.block:
+            add((one.message_extra if block is None else block.extra).setdefault(extra.protocol, {}), extra.block)
 
 
 _ADD: Final[dict[type, Callable[[Fold, Any], None]]] = {

@@ -97,8 +97,9 @@ def test_folding_changes_no_event(events: list[Event]) -> None:
     before = copy.deepcopy(events)
     answer = folded(events)
     for choice in answer.choices:
-        merge(choice.extra, {"logprobs": {"content": [{"token": "more"}]}})
-        merge(choice.message_extra, {"reasoning_details": [{"index": 0, "text": "more"}]})
+        merge(choice.extra, {"openai": {"logprobs": {"content": [{"token": "more"}]}}})
+        for extra in (choice.message_extra, *(block.extra for block in choice.blocks)):
+            merge(extra, {"openai": {"reasoning_details": [{"index": 0, "text": "more"}]}})
     assert events == before
 
 
@@ -122,37 +123,41 @@ def test_a_seal_that_comes_first_stays_with_the_content_it_seals() -> None:
     assert block.signed == {"signature": "seal"}
 
 
-def test_extras_of_another_protocol_never_pass_for_the_vendors() -> None:
+def test_extras_of_two_protocols_stay_apart() -> None:
+    """DashScope answers in its own words, but its `logprobs` have OpenAI's shape; a plugin may add a third."""
     answer = folded(
         [
-            Started("", "", 0, Extra("openai", answer={"service_tier": "flex"})),
-            TextDelta(0, 0, "hi", Extra("mine", answer={"service_tier": "mine"}, choice={"a": 1}, block={"b": 1})),
-            ChoiceFinished(0, "stop"),
-            Completed(Extra("mine", answer={"more": 1})),
+            Started("", "", 0, Extra("dashscope", answer={"search_info": {"a": 1}})),
+            TextDelta(0, 0, "hi", Extra("openai", choice={"logprobs": {}}, block={"b": 1})),
+            ChoiceFinished(0, "stop", extra=Extra("dashscope", choice={"c": 1}, block={"d": 1})),
+            Completed(Extra("mine", answer={"search_info": 2})),
         ]
     )
-    assert (answer.protocol, answer.extra) == ("openai", {"service_tier": "flex"})
-    assert (answer.choices[0].extra, answer.choices[0].blocks[0].extra) == ({}, {})
+    (choice,) = answer.choices
+    assert answer.extra == {"dashscope": {"search_info": {"a": 1}}, "mine": {"search_info": 2}}
+    assert choice.extra == {"openai": {"logprobs": {}}, "dashscope": {"c": 1}}
+    assert (choice.blocks[0].extra, choice.message_extra) == ({"openai": {"b": 1}}, {"dashscope": {"d": 1}})
 
 
 def test_extras_land_on_the_level_they_were_found_on() -> None:
-    extra = Extra("openai", answer={"a": 1}, choice={"c": 2}, block={"b": 3})
+    extra = Extra("p", answer={"a": 1}, choice={"c": 2}, block={"b": 3})
     answer = folded([Started("", "", 0), TextDelta(0, 0, "x", extra), Extended(extra, 1), ChoiceFinished(0, "stop")])
     first, second = answer.choices
-    assert answer.extra == {"a": 1}
-    assert (first.extra, first.blocks[0].extra, first.message_extra) == ({"c": 2}, {"b": 3}, {})
-    assert (second.extra, second.message_extra) == ({"c": 2}, {"b": 3})
+    assert answer.extra == {"p": {"a": 1}}
+    assert (first.extra, first.blocks[0].extra, first.message_extra) == ({"p": {"c": 2}}, {"p": {"b": 3}}, {})
+    assert (second.extra, second.message_extra) == ({"p": {"c": 2}}, {"p": {"b": 3}})
 
 
 def test_whole_extras_replace_and_pieces_add_up() -> None:
-    pieces = [Extra("openai", choice={"list": [1]}), Extra("openai", choice={"list": [2]})]
-    whole = Extra("openai", choice={"list": [3]}, whole=True)
-    events: list[Event] = [Started("", "", 0), *(Extended(extra, 0) for extra in pieces)]
-    assert folded(events).choices[0].extra == {"list": [1, 2]}
-    assert folded([*events, Extended(whole, 0)]).choices[0].extra == {"list": [3]}
-    after = Extended(pieces[0], 0)
-    assert folded([*events, Extended(whole, 0), after]).choices[0].extra == {"list": [3, 1]}
-    assert whole.choice == {"list": [3]}
+    def numbers(*events: Event) -> Any:
+        return folded([Started("", "", 0), *events]).choices[0].extra["p"]["list"]
+
+    one, two = Extended(Extra("p", choice={"list": [1]}), 0), Extended(Extra("p", choice={"list": [2]}), 0)
+    whole = Extended(Extra("p", choice={"list": [3]}, whole=True), 0)
+    assert numbers(one, two) == [1, 2]
+    assert numbers(one, two, whole) == [3]
+    assert numbers(one, whole, two) == [3, 2]
+    assert whole.extra.choice == {"list": [3]}
 
 
 def test_an_answer_that_was_cut_is_not_complete() -> None:

@@ -91,34 +91,32 @@ class Form(Struct, frozen=True):
 
 def whole(answer: Answer, form: Form) -> bytes:
     """A `chat.completion` object."""
-    known = answer.protocol == PROTOCOL
     fields: Json = {
         "id": answer.id or form.id,
         "object": "chat.completion",
         "created": answer.created or form.created,
         "model": answer.model or form.model,
-        "choices": [_choice(choice, known, form.deprecated) for choice in answer.choices],
+        "choices": [_choice(choice, form.deprecated) for choice in answer.choices],
     }
     if answer.usage is not None:
         fields["usage"] = usage_fields(answer.usage)
-    if known and answer.extra:
-        extras = {key: value for key, value in answer.extra.items() if key not in ("choices", "usage")}
-        lay(extras, fields)
+    if extras := answer.extra.get(PROTOCOL):
+        lay({key: value for key, value in extras.items() if key not in ("choices", "usage")}, fields)
     return _encode(fields)
 
 
-def _choice(choice: Choice, known: bool, deprecated: bool) -> Json:
-    message, called = _message(choice, known, deprecated)
+def _choice(choice: Choice, deprecated: bool) -> Json:
+    message, called = _message(choice, deprecated)
     reason: str | None = choice.finish_reason
     if called and reason == "tool_calls":
         reason = "function_call"
     fields: Json = {"index": choice.index, "message": message, "logprobs": None, "finish_reason": reason}
-    if known and choice.extra:
-        lay({key: value for key, value in choice.extra.items() if key != "message"}, fields)
+    if extras := choice.extra.get(PROTOCOL):
+        lay({key: value for key, value in extras.items() if key != "message"}, fields)
     return fields
 
 
-def _message(choice: Choice, known: bool, deprecated: bool) -> tuple[Json, bool]:
+def _message(choice: Choice, deprecated: bool) -> tuple[Json, bool]:
     """The message, and whether its first call took the deprecated form."""
     calls: list[Json] = []
     extras: Json = {}
@@ -137,10 +135,10 @@ def _message(choice: Choice, known: bool, deprecated: bool) -> tuple[Json, bool]
             refused = True
         else:
             reasoned = reasoned or _has_reasoning(block)
-        if known and block.extra:
-            merge(extras, block.extra)
-    if known and choice.message_extra:
-        merge(extras, choice.message_extra)
+        if PROTOCOL in block.extra:
+            merge(extras, block.extra[PROTOCOL])
+    if PROTOCOL in choice.message_extra:
+        merge(extras, choice.message_extra[PROTOCOL])
     # OpenAI: null where the answer is something else than text
     silent = not spoken and (calls or function_call or refused or "audio" in extras)
     message: Json = {

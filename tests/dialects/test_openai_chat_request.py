@@ -573,7 +573,12 @@ WORDS = st.sampled_from(
     ["user", "assistant", "tool", "text", "function", "custom", "opaque", "auto", "json_schema", ""]
 )
 LEAVES = (
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | WORDS | st.text(max_size=3)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | WORDS
+    | st.text(max_size=3)
 )
 JSON = st.recursive(
     LEAVES,
