@@ -55,9 +55,7 @@ def main() -> int:
     return 1 if any(run.errors for run in runs) else 0
 
 
-def compare(
-    gateways: Sequence[Gateway], loads: Sequence[Load], rounds: int, seconds: float, warm_up: float
-) -> list[Run]:
+def compare(gateways: Sequence[Gateway], loads: Sequence[Load], rounds: int, seconds: int, warm_up: int) -> list[Run]:
     """Start everything, and in each round run every load on every gateway, in another order each time."""
     runs: list[Run] = []
     with ExitStack() as stack:
@@ -95,7 +93,7 @@ def report(
     arguments: argparse.Namespace,
 ) -> str:
     lines = [
-        f"{started:%Y-%m-%d}, {machine}; {arguments.rounds} rounds of {arguments.seconds:g} s; medians, with the range.",
+        f"{started:%Y-%m-%d}, {machine}; {arguments.rounds} rounds of {arguments.seconds} s; medians and ranges.",
         "",
     ]
     for load in loads:
@@ -152,8 +150,8 @@ def _arguments() -> argparse.Namespace:
     )
     names, kinds = [gateway.name for gateway in GATEWAYS], [load.name for load in LOADS]
     parser.add_argument("--rounds", type=int, default=3, help="each measures every load on every gateway (3)")
-    parser.add_argument("--seconds", type=float, default=4, help="length of one measured run (4)")
-    parser.add_argument("--warm-up", type=float, default=1, help="seconds before each run that do not count (1)")
+    parser.add_argument("--seconds", type=int, default=4, help="length of one measured run (4)")
+    parser.add_argument("--warm-up", type=int, default=1, help="seconds before each run that do not count (1)")
     parser.add_argument("--only", type=_choices(names), default=names, help=f"gateways: {','.join(names)}")
     parser.add_argument("--loads", type=_choices(kinds), default=kinds, help=f"loads: {','.join(kinds)}")
     parser.add_argument("--save", action="store_true", help="write all runs to benchmarks/results/DATE.json")

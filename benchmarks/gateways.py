@@ -49,9 +49,10 @@ def _nginx(port: int) -> list[str]:
 def _smg(port: int) -> list[str]:
     return [
         *(tools.smg(), "launch", "--host", "127.0.0.1", "--port", str(port)),
-        *("--worker-urls", f"http://127.0.0.1:{upstream.PORT}", "--backend", "openai"),
-        # what it would do besides passing requests on, and what costs it time: all off
-        *("--history-backend", "none", "--log-level", "error"),
+        *("--worker-urls", f"http://127.0.0.1:{upstream.PORT}"),
+        # of its ways to reach an upstream over HTTP the fastest, and all off that costs it time besides passing on
+        *("--policy", "random", "--history-backend", "none", "--log-level", "error"),
+        *("--disable-retries", "--disable-circuit-breaker", "--disable-health-check", "--disable-load-monitoring"),
         *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(port + 1)),
     ]
 

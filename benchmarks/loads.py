@@ -50,7 +50,7 @@ class Run:
         return asdict(self)
 
 
-def measure(gateway: Gateway, process: Running, load: Load, number: int, seconds: float, warm_up: float) -> Run:
+def measure(gateway: Gateway, process: Running, load: Load, number: int, seconds: int, warm_up: int) -> Run:
     """One run: warm up, then the load for `seconds`, with the CPU time of the gateway before and after."""
     _wrk(gateway, load, warm_up)
     # what the warm-up left open is closed now, not within the measured time
@@ -77,9 +77,9 @@ def measure(gateway: Gateway, process: Running, load: Load, number: int, seconds
     )
 
 
-def _wrk(gateway: Gateway, load: Load, seconds: float) -> dict[str, int]:
+def _wrk(gateway: Gateway, load: Load, seconds: int) -> dict[str, int]:
     command = [
-        *(tools.program("wrk"), "-t1", f"-c{load.connections}", f"-d{seconds:g}s", "--timeout", "10s"),
+        *(tools.program("wrk"), "-t1", f"-c{load.connections}", f"-d{seconds}s", "--timeout", "10s"),
         *("-s", str(tools.HERE / "post.lua"), gateway.url),
         *("--", gateway.prefix + load.model, str(load.streamed).lower(), KEY),
     ]

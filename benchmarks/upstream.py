@@ -8,7 +8,8 @@
 * `burst-N`, streamed: N deltas in one write, then the finish, the usage and `[DONE]`;
 * `paced-N-MS`, streamed: N deltas, one write each, MS milliseconds apart, then the same end.
 
-`GET …/models` lists the three. Every answer is made of bytes that were built once, at start.
+`GET …/models` lists the three; any other path answers `{}`, which pleases the health checks of gateways. Every
+answer is made of bytes that are built once.
 """
 
 import asyncio
@@ -49,10 +50,9 @@ def _usage(completion: int) -> dict[str, Any]:
     }
 
 
-def _json(body: dict[str, Any], status: str = "200 OK") -> bytes:
+def _json(body: dict[str, Any]) -> bytes:
     raw = json.dumps(body).encode()
-    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
-    return head.encode() + raw
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(raw), raw)
 
 
 def _event(data: str) -> bytes:
@@ -72,7 +72,7 @@ def _choice(delta: dict[str, Any], finish: str | None = None) -> list[dict[str, 
 
 _FIRST = _STREAM_HEAD + _chunk(_choice({"role": "assistant", "content": "", "refusal": None}))
 _DELTA = _chunk(_choice({"content": DELTA_TEXT}))
-_NOT_FOUND = _json({"error": {"message": "no such path", "type": "invalid_request_error"}}, "404 Not Found")
+_OTHER = _json({})
 _MODELS = _json(
     {
         "object": "list",
@@ -144,7 +144,7 @@ class Vendor(asyncio.Protocol):
         if self._url.endswith(b"/models"):
             self._transport.write(_MODELS)
         elif not self._url.endswith(b"/chat/completions"):
-            self._transport.write(_NOT_FOUND)
+            self._transport.write(_OTHER)
         elif not _STREAMED.search(body):
             self._transport.write(_WHOLE)
         else:
