@@ -79,6 +79,7 @@ class Auth:
 
     def stream(self, call: Call, call_next: CallNext) -> Events:
         principal = self.authenticate(call.credentials)
+        known = call.with_principal(principal)
         if not principal.may_use(call.request.model):
             allowed = ", ".join(f"`{pattern}`" for pattern in principal.models)
             raise PermissionDenied(
@@ -86,7 +87,7 @@ class Auth:
                 code="model_not_allowed",
                 param="model",
             )
-        return call_next(call.with_principal(principal))
+        return call_next(known)
 
     def _digest(self, secret: str) -> bytes:
         return hmac.digest(self._pepper, secret.encode("utf-8", "surrogatepass"), "sha256")

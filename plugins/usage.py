@@ -6,6 +6,7 @@ answer that was cut, failed or left, it stands in the trip alone. Per event this
 
 from asyncio import CancelledError
 
+import structlog
 from msgspec import Struct
 
 from router.call import Call, Events, Trip
@@ -22,7 +23,7 @@ from router.events import (
     UsageReported,
 )
 from router.plugin import CallNext
-from router.tokens import TokenCounter, measured, rough_count
+from router.tokens import BrokenVocabulary, TokenCounter, measured, rough_count
 
 
 class UsagePlugin:
@@ -34,6 +35,7 @@ class UsagePlugin:
 
     def __init__(self, settings: Settings, counter: TokenCounter | None = None) -> None:
         self._counter = (counter or TokenCounter()) if settings.tokenizer else None
+        self._log = structlog.get_logger("deltaway.usage")
 
     async def stream(self, call: Call, call_next: CallNext) -> Events:
         trip, generated = call.trip, Generated()
@@ -55,21 +57,29 @@ class UsagePlugin:
                 yield event
         except BaseException as raised:
             error = raised
+            if isinstance(error, Exception) and _is_owed(trip, generated, error):
+                # an error may wait for the count, a cancellation may not
+                _record(trip, await self._estimate(call, generated))
             raise
         finally:
-            if trip.usage is None and (generated.began or _vendor_worked(trip, error)):
+            if _is_owed(trip, generated, error):
                 _record(trip, self._estimate_now(call, generated))
 
     async def _estimate(self, call: Call, generated: "Generated") -> Usage:
         if self._counter is None:
             return self._estimate_now(call, generated)
         model, (texts, fixed) = _model(call), measured(call.request)
-        return Usage(
-            input=await self._counter.count(texts, model) + fixed,
-            output=await self._counter.count(["".join(generated.output)], model),
-            reasoning=await self._counter.count(["".join(generated.reasoning)], model),
-            source="estimated",
-        )
+        try:
+            return Usage(
+                input=await self._counter.count(texts, model) + fixed,
+                output=await self._counter.count(["".join(generated.output)], model),
+                reasoning=await self._counter.count(["".join(generated.reasoning)], model),
+                source="estimated",
+            )
+        except BrokenVocabulary as broken:
+            # no reason to fail an answer that is complete
+            self._log.error("tokens are estimated by length", request_id=call.id, reason=str(broken))
+            return self._estimate_now(call, generated)
 
     def _estimate_now(self, call: Call, generated: "Generated") -> Usage:
         """The same at once, for a stream that is being closed: long texts are estimated by their length."""
@@ -116,10 +126,13 @@ def _record(trip: Trip, usage: Usage) -> None:
         trip.attempts[-1].usage = usage
 
 
-def _vendor_worked(trip: Trip, error: BaseException | None) -> bool:
-    """Whether an answer of which nothing came may be billed: the vendor was asked, and has not refused."""
+def _is_owed(trip: Trip, generated: Generated, error: BaseException | None) -> bool:
+    """Whether an estimate is missing: for an answer that has begun, or one that a vendor was asked for and did not
+    refuse, which may bill the prompt although nothing came."""
+    if trip.usage is not None:
+        return False
     waiting = isinstance(error, CancelledError | GeneratorExit | TimedOut | StreamCut)
-    return bool(trip.attempts) and (waiting or not isinstance(error, RouterError))
+    return generated.began or (bool(trip.attempts) and (waiting or not isinstance(error, RouterError)))
 
 
 def _model(call: Call) -> str:

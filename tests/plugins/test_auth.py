@@ -107,6 +107,7 @@ async def test_a_key_may_use_the_models_it_lists(models: tuple[str, ...], model:
         with pytest.raises(PermissionDenied, match=r"only `.+`") as refused:
             await collect(layers(call))
         assert (refused.value.status, refused.value.code) == (403, "model_not_allowed")
+        assert call.trip.principal is not None
 
 
 def test_without_any_key_it_cannot_be_built_and_says_what_to_do() -> None:

@@ -1,9 +1,11 @@
 """Every call has token counts, whatever ends it."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from plugins.usage import UsagePlugin
 from router.call import Call, Events
@@ -187,3 +189,19 @@ async def test_a_vendor_that_times_out_may_bill_the_prompt(counter: TokenCounter
     with pytest.raises(TimedOut):
         await collect(compose([usage(counter)], vendor((), TimedOut("late")))(call))
     assert call.trip.usage == Usage(input=PROMPT, source="estimated")
+
+
+async def test_an_error_waits_for_the_vocabulary() -> None:
+    call = a_call()
+    with pytest.raises(StreamCut):
+        await collect(compose([usage(TokenCounter())], vendor((START, *TEXT), StreamCut("cut")))(call))
+    assert call.trip.usage == Usage(input=PROMPT, output=2, source="estimated")
+
+
+async def test_a_damaged_vocabulary_fails_no_answer(tmp_path: Path) -> None:
+    call = a_call()
+    with capture_logs() as lines:
+        events = await collect(compose([usage(TokenCounter(tmp_path))], vendor(SILENT))(call))
+    assert isinstance(events[-1], Completed)
+    assert call.trip.usage == Usage(input=PROMPT, output=3, source="estimated")
+    assert [(line["log_level"], line["request_id"]) for line in lines] == [("error", "req_1")]
