@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-import httpx
 from litestar import Litestar, asgi
 from litestar.config.cors import CORSConfig
 from litestar.exceptions import HTTPException
@@ -30,7 +29,7 @@ from router.plugin import Authenticator, CallNext, Plugin, check_order, compose
 from router.provider import InProcess, ProviderSettings
 from router.running import Running
 from router.settings import Cors, PluginRow, ProviderRow
-from router.upstream import HttpUpstream, InProcessUpstream, TransportFactory, Upstream, make_transport
+from router.upstream import HttpUpstream, InProcessUpstream, TransportFactory, Upstream, make_transport, tls_context
 from router.wire.openai_chat import ChatCompletionRequest
 
 CHAT_PATH = "/v1/chat/completions"
@@ -62,7 +61,7 @@ def build(loaded: Loaded, environ: Mapping[str, str], transport: TransportFactor
     """Put the gateway together. Raises `ConfigError` for settings that only an adapter or plugin understands."""
     config = loaded.config
     catalog = Catalog(config)
-    context = httpx.create_ssl_context()
+    context = tls_context()
     problems: list[Problem] = []
     adapters: dict[str, Adapter] = {}
     for row in config.providers.values():
@@ -159,7 +158,8 @@ def _plugin(row: PluginRow, document: Document, environ: Mapping[str, str]) -> P
             raise ConfigError((document.problem(row.path, f"the plugin `{row.name}` has no settings"),))
         plugin: Plugin = cls()
         return plugin
-    settings = document.convert(row.path, cls.Settings)
+    # a default plugin stands nowhere in the file: a path that leads nowhere reads as no settings
+    settings = document.convert(row.path or ("plugins", row.name), cls.Settings)
     try:
         built: Plugin = cls(settings, environ) if getattr(cls, "wants_environment", False) else cls(settings)
     except ValueError as error:

@@ -32,6 +32,11 @@ DRAIN: Final = 1.0
 """Seconds a vendor has to end the body of an answer that is complete."""
 
 
+def tls_context() -> ssl.SSLContext:
+    """Whom we trust: certifi's roots, or those of `SSL_CERT_FILE` or `SSL_CERT_DIR`. Made once, as it is slow to."""
+    return httpx.create_ssl_context()
+
+
 def make_transport(name: TransportName, context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
     """A transport without limits of its own: how many calls run at once is the provider's `max_parallel`.
 
