@@ -249,17 +249,17 @@ class _Check:
                 route = self.strict.read(entry.node, RouteEntry, path)
             except Unreadable:
                 continue
-            found[name] = Route(name, tuple(targets), route.timeouts)
+            found[name] = Route(name, targets, route.timeouts)
         return found
 
-    def _targets(self, route: Node, path: Path) -> list[Target]:
+    def _targets(self, route: Node, path: Path) -> tuple[Target, ...]:
         """The route's targets; what is not written as a target at all is the reader's to report."""
         node, _ = find(route, ("targets",))
         if not isinstance(node, Sequence):
-            return []
+            return ()
         if not node.items:
             self.strict.report(node.place, f"{written((*path, 'targets'))} is empty: list a target, provider/model")
-        found: list[Target] = []
+        found: dict[Target, None] = {}
         for index, item in enumerate(node.items):
             inner, _ = find(item, ("target",)) if isinstance(item, Mapping) else (item, None)
             if isinstance(inner, Scalar) and isinstance(inner.value, str):
@@ -267,8 +267,8 @@ class _Check:
                 if target is not None and target in found:
                     self.strict.report(inner.place, f"{written((*path, 'targets', index))} is in the list twice")
                 elif target is not None:
-                    found.append(target)
-        return found
+                    found[target] = None
+        return tuple(found)
 
     def _target(self, node: Scalar, text: str, path: Path) -> Target | None:
         provider, slash, model = text.partition("/")
@@ -291,17 +291,17 @@ class _Check:
         if not isinstance(node, Sequence):
             self.strict.read(node, list[Any], ("plugins",))
             return PLUGINS
-        found: list[PluginRow] = []
+        found: dict[str, PluginRow] = {}
         for index, item in enumerate(node.items):
             path: Path = ("plugins", index)
             try:
                 row = self._plugin(item, path)
             except Unreadable:
                 continue
-            if any(row.name == other.name for other in found):
+            if row.name in found:
                 self.strict.report(item.place, f"`plugins[{index}]` is in the list twice: remove one")
-            found.append(row)
-        return tuple(found)
+            found[row.name] = row
+        return tuple(found.values())
 
     def _plugin(self, item: Node, path: Path) -> PluginRow:
         if isinstance(item, Mapping):

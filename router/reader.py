@@ -37,13 +37,15 @@ class Reader:
     def __init__(self, file: str, *, lenient: bool = False) -> None:
         self.file = file
         self.lenient = lenient
-        self.problems: list[Problem] = []
+        # ordered, and each once: what an alias names is read for every place it is used at
+        self._problems: dict[Problem, None] = {}
+
+    @property
+    def problems(self) -> list[Problem]:
+        return list(self._problems)
 
     def report(self, place: Place, message: str) -> None:
-        problem = Problem(self.file, *place, message)
-        # what an alias names is read once for every place it is used at
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self._problems[Problem(self.file, *place, message)] = None
 
     def wrong(self, place: Place, message: str) -> Unreadable:
         self.report(place, message)
@@ -51,9 +53,9 @@ class Reader:
 
     def read(self, node: Node, type_: type[T], path: Path = ()) -> T:
         """The node as a `type_`. Raises `Unreadable` after noting every problem in it."""
-        before = len(self.problems)
+        before = len(self._problems)
         value = self._read(node, type_, path)
-        if len(self.problems) > before:
+        if len(self._problems) > before:
             raise Unreadable
         return typing.cast(T, value)
 
