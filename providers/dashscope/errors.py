@@ -99,26 +99,31 @@ def classify(
     kind = _kind(said, status)
     return kind(
         f"`{source}` answered: {said.message}",
-        retry_after=retry_after(headers, said.message, said.body) if kind.retryable else None,
+        retry_after=_wait(said, headers, kind),
         vendor_status=status,
         vendor_code=said.code,
         vendor_request_id=said.request_id or headers.get("x-request-id"),
     )
 
 
+def _wait(said: VendorMessage, headers: Mapping[str, str], kind: type[ProviderError]) -> float | None:
+    return retry_after(headers, said.message, said.body, limited=kind is RateLimited) if kind.retryable else None
+
+
 def _kind(said: VendorMessage, status: int) -> type[ProviderError]:
     inner = _INNER.search(said.message)
-    for code in (inner[2] if inner else None, said.code, said.type):
-        kind = next((kind for start, kind in _CODES if (code or "").lower().startswith(start)), None)
-        if kind is not None:
-            break
-    else:
-        kind = None
+    kind = (inner and _by_code(inner[2])) or _by_code(said.code)
     if inner is not None and kind is VendorFailed:
-        # an unknown inner code says less than its own status does
+        # the model server's own status says more than "internal error"
         kind = _by_status(int(inner[1]))
-    kind = kind or _by_status(status)
+    # the types of OpenAI's shape are coarse, `invalid_request_error` comes with a 401 too
+    kind = kind or _STATUSES.get(status) or _by_code(said.type) or _by_status(status)
     return ContextTooLong if kind is Rejected and _TOO_LONG.search(said.message) else kind
+
+
+def _by_code(code: str | None) -> type[ProviderError] | None:
+    word = (code or "").lower()
+    return next((kind for start, kind in _CODES if word.startswith(start)), None)
 
 
 def _by_status(status: int) -> type[ProviderError]:
