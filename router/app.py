@@ -3,9 +3,9 @@
 import os
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from litestar import Litestar, asgi
 from litestar.config.cors import CORSConfig
@@ -19,6 +19,7 @@ from router.config import ConfigError, Document, Loaded, Problem, load
 from router.dialects.openai_chat import OpenAIChat
 from router.dispatch import Adapter, Dispatch
 from router.errors import RouterError
+from router.extension import ExtensionNotFound, UnknownExtension
 from router.http.chat import Chat
 from router.http.errors import ErrorResponses
 from router.http.health import health_routes
@@ -27,11 +28,14 @@ from router.http.openapi import openapi_config
 from router.lifecycle import lifespan
 from router.plugin import Authenticator, CallNext, Plugin, check_order, compose
 from router.provider import InProcess, ProviderSettings
+from router.reader import Path
 from router.running import Running
 from router.settings import Cors, PluginRow, ProviderRow
+from router.telemetry import configure
 from router.upstream import HttpUpstream, InProcessUpstream, TransportFactory, Upstream, make_transport, tls_context
 from router.wire.openai_chat import ChatCompletionRequest
 
+T = TypeVar("T")
 CHAT_PATH = "/v1/chat/completions"
 CONFIG_VARIABLE = "DELTAWAY_CONFIG"
 """Tells worker processes which file to read; empty: the defaults."""
@@ -126,6 +130,7 @@ def create_app(gateway: Gateway) -> Litestar:
 
 def from_environment() -> Litestar:
     """The application of one worker process; the configuration's path comes in the environment."""
+    configure()
     environ = dict(os.environ)
     loaded = read_config(environ.get(CONFIG_VARIABLE) or None, environ)
     return create_app(build(loaded, environ))
@@ -133,7 +138,7 @@ def from_environment() -> Litestar:
 
 def _adapter(row: ProviderRow, document: Document, context: ssl.SSLContext, transport: TransportFactory) -> Adapter:
     path = ("providers", row.name)
-    cls = load_provider(row.protocol)
+    cls = _loaded(load_provider, row.protocol, document, (*path, "protocol"))
     options = document.convert((*path, "options"), cls.Options)
     base_url = row.base_url or cls.base_url
     if base_url is None:
@@ -152,7 +157,7 @@ def _adapter(row: ProviderRow, document: Document, context: ssl.SSLContext, tran
 
 
 def _plugin(row: PluginRow, document: Document, environ: Mapping[str, str]) -> Plugin:
-    cls: Any = load_plugin(row.name)
+    cls: Any = _loaded(load_plugin, row.name, document, row.path)
     if not hasattr(cls, "Settings"):
         if row.settings:
             raise ConfigError((document.problem(row.path, f"the plugin `{row.name}` has no settings"),))
@@ -165,6 +170,14 @@ def _plugin(row: PluginRow, document: Document, environ: Mapping[str, str]) -> P
     except ValueError as error:
         raise ConfigError((document.problem(row.path, str(error)),)) from None
     return built
+
+
+def _loaded(load: Callable[[str], T], name: str, document: Document, path: Path) -> T:
+    """The class of that name. An error inside its own module is raised as it is: its author needs the traceback."""
+    try:
+        return load(name)
+    except (UnknownExtension, ExtensionNotFound) as error:
+        raise ConfigError((document.problem(path, str(error)),)) from None
 
 
 def _order_problems(rows: tuple[PluginRow, ...], document: Document) -> list[Problem]:

@@ -4,7 +4,6 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -56,11 +55,10 @@ def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(shutdown.grace + LAST_WORDS + 1),
     )
-    server = uvicorn.Server(settings)
     if workers == 1:
-        server.run(sockets=[listening])
+        uvicorn.Server(settings).run(sockets=[listening])
     else:
-        Multiprocess(settings, target=server.run, sockets=[listening]).run()
+        Multiprocess(settings, sockets=[listening]).run()
 
 
 def bind(host: str, port: int) -> socket.socket:

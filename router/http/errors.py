@@ -1,4 +1,4 @@
-"""Errors of routes other than chat, in the OpenAI dialect's shape: wrong paths, methods and keys, and our own faults."""
+"""Errors of routes other than chat, in the OpenAI dialect: wrong paths, methods and keys, and our own faults."""
 
 from typing import Any
 

@@ -10,6 +10,8 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from msgspec import Struct
 
+from router.wire.unknown import Unknown
+
 _REF = "#/components/schemas/{name}"
 
 
@@ -34,16 +36,33 @@ class Description(JsonRenderPlugin):
         self._chat = chat
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        refs, schemas = msgspec.json.schema_components([*self._chat.values(), ErrorResponse], ref_template=_REF)
+        refs, schemas = msgspec.json.schema_components(
+            [*self._chat.values(), ErrorResponse], schema_hook=_any_object, ref_template=_REF
+        )
         *bodies, error = refs
         paths = {path: _chat_path(body, error) for path, body in zip(self._chat, bodies, strict=True)}
         components = openapi_schema.get("components", {})
         whole = {
             **openapi_schema,
             "paths": {**paths, **openapi_schema.get("paths", {})},
-            "components": {**components, "schemas": {**schemas, **components.get("schemas", {})}},
+            "components": {**components, "schemas": {**_open(schemas), **components.get("schemas", {})}},
         }
         return self.render_json(request, whole)
+
+
+def _any_object(kind: type) -> dict[str, Any]:
+    if issubclass(kind, Unknown):
+        return {"type": "object"}
+    raise TypeError(f"no JSON Schema for {kind.__name__}")
+
+
+def _open(schemas: dict[str, Any]) -> dict[str, Any]:
+    """The schemas as they are for a client: fields that are not named are taken, and travel to the vendor."""
+    opened = {}
+    for name, schema in schemas.items():
+        properties = {key: value for key, value in schema.get("properties", {}).items() if key != "unknown"}
+        opened[name] = {**schema, "properties": properties, "additionalProperties": True} if properties else schema
+    return opened
 
 
 def openapi_config(version: str, chat: Mapping[str, Any]) -> OpenAPIConfig:
