@@ -24,6 +24,7 @@ from router.events import (
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)
 COUNT = st.integers(0, 10_000)
 KINDS = ("text", "reasoning", "refusal", "function", "custom", "opaque")
+TEXTS = ("text", "reasoning", "refusal")
 
 
 def token(word: str) -> dict[str, Any]:
@@ -57,18 +58,22 @@ USAGES = st.builds(
 
 @st.composite
 def _choice(
-    draw: st.DrawFn, index: int, kinds: tuple[str, ...], extras: st.SearchStrategy[Extra | None]
+    draw: st.DrawFn, index: int, kinds: tuple[str, ...], extras: st.SearchStrategy[Extra | None], in_order: bool
 ) -> list[Event]:
     """The events of one choice: its blocks opened one after another, their pieces interleaved at will."""
     events: list[Event] = []
     opened: list[str] = []
     parts: dict[int, int] = {}
     for _ in range(draw(st.integers(0, 8))):
-        slot = draw(st.integers(0, len(opened)))
+        latest = {kind: at for at, kind in enumerate(opened)}
+        open_still = [at for at, kind in enumerate(opened) if not in_order or kind not in TEXTS or latest[kind] == at]
+        slot = draw(st.sampled_from([*open_still, len(opened)]))
         fresh = slot == len(opened)
         if fresh:
             opened.append(draw(st.sampled_from(kinds)))
         kind, extra = opened[slot], draw(extras)
+        if in_order and extra is not None and extra.block and slot != len(opened) - 1:
+            extra = None
         if kind == "text":
             events.append(TextDelta(index, slot, draw(TEXT), extra))
         elif kind == "reasoning":
@@ -105,10 +110,15 @@ def legal_streams(
     kinds: tuple[str, ...] = KINDS,
     extras: st.SearchStrategy[Extra | None] | None = None,
     usage: bool | None = None,
+    in_order: bool = False,
 ) -> list[Event]:
-    """Complete streams of one to three choices, whose events interleave."""
+    """Complete streams of one to three choices, whose events interleave.
+
+    `in_order`: a run of text is not gone back to once another of its kind has begun, as formats that have one text
+    to an answer need; fields of the message come with the block that was opened last.
+    """
     some = st.none() if extras is None else st.none() | extras
-    queues = [draw(_choice(index, kinds, some)) for index in range(draw(st.integers(1, 3)))]
+    queues = [draw(_choice(index, kinds, some, in_order)) for index in range(draw(st.integers(1, 3)))]
     # every choice is heard of before another may end the answer: any interleaving of the queues is legal
     events: list[Event] = [
         Started(
