@@ -1,0 +1,91 @@
+"""A vendor's usage object → disjoint token classes.
+
+OpenAI's details are subsets of the totals (cached tokens are in the prompt's, reasoning tokens in the completion's).
+Vendors put them in other places, or leave them out of the totals: each such case is named here.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from router.events import Extra, Usage
+
+_PROMPT: Final = ("prompt_tokens", "input_tokens")
+_COMPLETION: Final = ("completion_tokens", "output_tokens")
+_COUNTS: Final = (*_PROMPT, *_COMPLETION, "total_tokens")
+
+
+def counts(value: Any) -> bool:
+    """Whether this is a usage object that says something: null, `{}` and timings alone do not."""
+    return isinstance(value, dict) and any(_number(value.get(key)) is not None for key in _COUNTS)
+
+
+def usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
+    """The classes of a usage object for which `counts` holds. What does not add up is clamped and flagged."""
+    flags: list[str] = []
+    prompt, completion, total = _first(raw, _PROMPT), _first(raw, _COMPLETION), _number(raw.get("total_tokens"))
+    prompt_details = _details(raw, "prompt_tokens_details", "input_tokens_details")
+    completion_details = _details(raw, "completion_tokens_details", "output_tokens_details")
+    # Moonshot puts the hits beside the totals too, DeepSeek only there
+    cached = _known(prompt_details, "cached_tokens") or _known(raw, "cached_tokens", "prompt_cache_hit_tokens")
+    written = _known(prompt_details, "cache_write_tokens", "cache_creation_input_tokens")
+    creation = _details(prompt_details, "cache_creation")
+    written_1h = min(_known(creation, "ephemeral_1h_input_tokens"), written)
+    audio_in = _known(prompt_details, "audio_tokens")
+    reasoning = _known(completion_details, "reasoning_tokens") or _known(raw, "reasoning_tokens")
+    audio_out = _known(completion_details, "audio_tokens")
+    if prompt is None:
+        prompt = max((total or 0) - (completion or 0), 0)
+    if completion is None:
+        completion = max((total or 0) - prompt, 0)
+    if total is not None and reasoning > 0 and total - prompt - completion == reasoning:
+        # xAI counts reasoning in the total but not in the completion
+        completion += reasoning
+    if total is not None and total != prompt + completion:
+        flags.append(f"total_tokens is {total}, not {prompt} + {completion}")
+    plain = prompt - cached - written - audio_in
+    if plain < 0:
+        flags.append(f"the parts of the prompt ({prompt - plain}) exceed prompt_tokens ({prompt})")
+    visible = completion - reasoning - audio_out
+    if visible < 0:
+        flags.append(f"the parts of the completion ({completion - visible}) exceed completion_tokens ({completion})")
+    if any(_negative(value) for part in (raw, prompt_details, completion_details) for value in part.values()):
+        flags.append("a count is negative")
+    return Usage(
+        input=max(plain, 0),
+        cache_read=cached,
+        cache_write=written - written_1h,
+        cache_write_1h=written_1h,
+        input_audio=audio_in,
+        output=max(visible, 0),
+        reasoning=reasoning,
+        output_audio=audio_out,
+        flag="; ".join(flags) or None,
+        extra=Extra(protocol, answer={"usage": raw}),
+    )
+
+
+def _number(value: Any) -> int | None:
+    """A count; some vendors write floats. Negative ones count as 0."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15:
+        return max(round(value), 0)
+    return None
+
+
+def _negative(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value < 0
+
+
+def _first(raw: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    return next((number for key in keys if (number := _number(raw.get(key))) is not None), None)
+
+
+def _known(raw: Mapping[str, Any], *keys: str) -> int:
+    return _first(raw, keys) or 0
+
+
+def _details(raw: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    for key in keys:
+        value = raw.get(key)
+        if isinstance(value, dict):
+            return value
+    return {}
