@@ -109,6 +109,9 @@ class Reader:
         fitting = [arm for arm in some if _takes(arm, node)]
         if len(fitting) == 1 or len(some) == 1:
             return self._read(node, (fitting or some)[0], path)
+        if isinstance(node, Scalar) and all(arm is bool or get_origin(arm) is Literal for arm in fitting):
+            words = [word for arm in fitting for word in ((True, False) if arm is bool else get_args(arm))]
+            return self._word(node, words, path)
         return self._convert(node, type_, path)
 
     def _struct(self, node: Mapping, type_: type[Struct], path: Path) -> Struct:
@@ -179,10 +182,8 @@ class Reader:
             value = node.text if isinstance(node, Scalar) and node.names else self.plain(node, path)
             return self._parsed(type_, value, node.place, written(path))
         if isinstance(node, Scalar):
-            if get_origin(type_) is Literal and node.value not in get_args(type_):
-                words = [str(word) for word in get_args(type_)]
-                near = did_you_mean(node.text, words) if not node.names else ""
-                raise self.wrong(node.place, f"{written(path)} must be one of {', '.join(words)}{near}")
+            if get_origin(type_) is Literal:
+                return self._word(node, get_args(type_), path)
             if type_ is str and node.names:
                 # a key made of digits alone is text all the same
                 return node.text
@@ -192,6 +193,15 @@ class Reader:
             message, _, inside = str(error).partition(" - at `$")
             at, below = _descend(node, inside.rstrip("`"))
             raise self.wrong(at.place, _explain(message, at, (*path, *below))) from None
+
+    def _word(self, node: Scalar, words: Iterable[Any], path: Path) -> Any:
+        """One of a closed set of `words`. Compared with their types: 1 is not true."""
+        for word in words:
+            if node.value == word and type(node.value) is type(word):
+                return word
+        shown = [str(word).lower() if isinstance(word, bool) else str(word) for word in words]
+        near = did_you_mean(node.text, shown) if not node.names else ""
+        raise self.wrong(node.place, f"{written(path)} must be one of {', '.join(shown)}{near}")
 
     def _parsed(self, type_: type[Parsed], value: object, place: Place, owner: str) -> Any:
         try:

@@ -252,7 +252,7 @@ class PluginRow(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     """A name that `plugins` knows, or `package.module:Class`."""
     settings: dict[str, Any] = {}
-    path: tuple[str | int, ...] = ()
+    path: tuple[str | int, ...] = ("plugins",)
 
     def __repr__(self) -> str:
         return f"PluginRow(name={self.name!r}, …)"
@@ -276,7 +276,10 @@ MOCK: Final = ProviderRow(
     models=("echo", "lorem-200", "slow-50", "tools", "reasoning", "error-429", "cut-10", "stall-10"),
 )
 """What answers when no provider is configured."""
-PLUGINS: Final = (PluginRow("logging"), PluginRow("usage"))
+PLUGINS: Final = (
+    PluginRow("logging", path=("plugins", 0, "logging")),
+    PluginRow("usage", path=("plugins", 1, "usage")),
+)
 """The layers when the file lists none: without `auth`, which `serve` then allows on a loopback address only."""
 
 

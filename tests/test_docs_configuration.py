@@ -10,6 +10,8 @@ import msgspec
 import pytest
 from msgspec import Struct
 
+from plugins import known_plugins, load_plugin
+from providers import load_provider
 from router.catalog import Catalog
 from router.config import ConfigError, load, parse
 from router.quantities import Duration, Size, size
@@ -30,6 +32,17 @@ def test_every_example_is_valid(text: str, environ: dict[str, str]) -> None:
     assert parse(text, "providers.yaml", environ, protocols=PROTOCOLS, plugins=PLUGINS).config.providers
 
 
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_every_example_suits_the_adapters_and_plugins(text: str) -> None:
+    loaded = parse(text, "providers.yaml", KEYS)
+    for row in loaded.config.providers.values():
+        assert loaded.document.convert(("providers", row.name, "options"), load_provider(row.protocol).Options)
+    for plugin in loaded.config.plugins:
+        settings = getattr(load_plugin(plugin.name), "Settings", None) if plugin.name in known_plugins() else None
+        if settings is not None:
+            assert loaded.document.convert(plugin.path, settings) is not None
+
+
 def test_the_wrong_example_has_the_errors_that_are_shown() -> None:
     ((text, shown),) = re.findall(r"^```yaml wrong\n(.*?)^```\n\n```text\n(.*?)^```$", TEXT, re.M | re.S)
     with pytest.raises(ConfigError) as caught:
@@ -37,9 +50,14 @@ def test_the_wrong_example_has_the_errors_that_are_shown() -> None:
     assert str(caught.value) == shown.rstrip("\n")
 
 
-def documented() -> dict[str, str]:
+def tables(text: str) -> dict[str, str]:
     """The first column of the tables → the third: key → default."""
-    return dict(re.findall(r"^\| `([^`]+)` \| [^|]+ \| ([^|]+) \|", TEXT, re.M))
+    return dict(re.findall(r"^\| `([^`]+)` \| [^|]+ \| ([^|]+) \|", text, re.M))
+
+
+def documented() -> dict[str, str]:
+    """The keys that this package reads itself; sections about options and settings have tables of their own."""
+    return tables(re.sub(r"^### .*?(?=^## )", "", TEXT, flags=re.M | re.S))
 
 
 def keys(type_: Any, path: str) -> dict[str, msgspec.structs.FieldInfo]:
@@ -57,7 +75,7 @@ def keys(type_: Any, path: str) -> dict[str, msgspec.structs.FieldInfo]:
     found: dict[str, msgspec.structs.FieldInfo] = {}
     for field in msgspec.structs.fields(type_):
         name = f"{path}.{field.encode_name}".removeprefix(".")
-        found |= {name: field} if path else {}
+        found |= {name: field} if "." in name or type_ is not ConfigEntry else {}
         found |= keys(field.type, name)
     return found
 
@@ -72,7 +90,25 @@ def test_every_key_is_documented_and_no_other() -> None:
 
 @pytest.mark.parametrize("key", FIELDS)
 def test_a_documented_default_is_the_real_one(key: str) -> None:
-    field, shown = FIELDS[key], documented()[key]
+    check_default(FIELDS[key], documented()[key])
+
+
+SETTINGS = [f"Options of `protocol: {name}`" for name in PROTOCOLS] + [f"Settings of `{name}`" for name in PLUGINS]
+
+
+@pytest.mark.parametrize("heading", SETTINGS)
+def test_every_option_of_what_is_built_in_is_documented_with_its_default(heading: str) -> None:
+    name = heading.rstrip("`").replace("`", " ").split()[-1]
+    cls = load_provider(name).Options if heading.startswith("Options") else getattr(load_plugin(name), "Settings", None)
+    fields = keys(cls, "")
+    section = re.search(rf"^### {re.escape(heading)}\n(.*?)(?=^##)", TEXT, re.M | re.S)
+    shown = tables(section[1]) if section else {}
+    assert set(shown) == set(fields)
+    for key, field in fields.items():
+        check_default(field, shown[key])
+
+
+def check_default(field: msgspec.structs.FieldInfo, shown: str) -> None:
     default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
     if field.required:
         assert shown == "required"

@@ -23,6 +23,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     inner: Inner | None = None
     rows: dict[str, Inner] = {}
     either: int | list[int] | None = None
+    role: bool | Literal["auto"] = "auto"
     anything: Any = None
 
     def __post_init__(self) -> None:
@@ -63,7 +64,7 @@ def errors(settings: str, type_: type = Settings) -> list[str]:
 def test_settings_are_read_as_their_struct() -> None:
     found = read(
         "{wait: 1m, room: 2KiB, mode: safe, level: 7, names: [a, b], inner: {name: x}, "
-        "rows: {r: {name: y, on: true}}, either: [1, 2], anything: {a: [1]}}"
+        "rows: {r: {name: y, on: true}}, either: [1, 2], role: false, anything: {a: [1]}}"
     )
     assert found == Settings(
         wait=Duration(60),
@@ -74,6 +75,7 @@ def test_settings_are_read_as_their_struct() -> None:
         inner=Inner("x"),
         rows={"r": Inner("y", True)},
         either=[1, 2],
+        role=False,
         anything={"a": [1]},
     )
     assert type(found.wait) is Duration
@@ -90,6 +92,11 @@ def test_a_plugin_that_is_only_named_has_the_defaults() -> None:
     assert found.document.convert(found.config.plugins[0].path, Settings) == Settings()
 
 
+def test_plugins_of_a_file_that_lists_none_have_the_defaults() -> None:
+    found = parse("server: {}\n", "c.yaml", {})
+    assert [found.document.convert(plugin.path, Settings) for plugin in found.config.plugins] == [Settings()] * 2
+
+
 def test_without_a_file_everything_has_its_defaults() -> None:
     assert defaults().document.convert(("providers", "mock", "options"), Settings) == Settings()
     assert str(defaults().document.problem(("plugins", 0), "wrong")) == "(defaults): wrong"
@@ -101,6 +108,8 @@ def test_without_a_file_everything_has_its_defaults() -> None:
         ("{wiat: 1s}", "2:9: unknown key `wiat` in `plugins[0].p`: did you mean `wait`? "),
         ("{wait: 3}", "2:15: `plugins[0].p.wait` must be a duration with a unit: write 3s, or 3ms, …"),
         ("{mode: sfae}", "2:15: `plugins[0].p.mode` must be one of fast, safe: did you mean `safe`?"),
+        ("{role: atuo}", "2:15: `plugins[0].p.role` must be one of true, false, auto: did you mean `auto`?"),
+        ("{role: 1}", "2:15: `plugins[0].p.role` must be one of true, false, auto"),
         ("{level: 0}", "2:16: `plugins[0].p.level` must be at least 1"),
         ("{level: x}", "2:16: `plugins[0].p.level` must be a whole number, not text"),
         ("{level: 6}", "2:8: `plugins[0].p`: a `level` over 5 needs `mode: safe`"),
