@@ -175,13 +175,15 @@ def directive(model: str) -> Directive | None:
 # -- the adapter -----------------------------------------------------------------------------------------------------
 
 
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Nothing to set: the model's name says everything."""
+
+
 class Mock:
     """The adapter, and the vendor behind it."""
 
+    Options: ClassVar[type[Struct]] = Options
     base_url: ClassVar[str | None] = "mock:"
-
-    class Options(Struct, frozen=True, forbid_unknown_fields=True):
-        """Nothing to set: the model's name says everything."""
 
     def __init__(self, settings: ProviderSettings) -> None:
         self._settings = settings
