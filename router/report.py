@@ -1,6 +1,5 @@
 """What `deltaway check` says about a valid configuration, as lines of text. Pure: somebody else prints them."""
 
-from router.catalog import Catalog
 from router.quantities import size, written
 from router.settings import Config, ProviderRow, Route, Server
 
@@ -47,8 +46,3 @@ def _server(server: Server) -> list[str]:
         f"cors {cors}",
         f"shutdown after {written(server.shutdown.delay)}, running answers get {written(server.shutdown.grace)}",
     ]
-
-
-def unavailable(config: Config) -> list[str]:
-    """The names that cannot be used for want of a variable, for a start-up message."""
-    return [listed.id for listed in Catalog(config).models() if not listed.available]
