@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
 from router.call import Trip
-from router.errors import AuthenticationFailed, BodyTooLarge, RouterError
+from router.errors import AuthenticationFailed, RouterError
 
 Send: TypeAlias = Callable[[Any], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -50,8 +50,6 @@ def error_headers(error: RouterError) -> Headers:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
     if isinstance(error, AuthenticationFailed):
         headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(error, BodyTooLarge):
-        headers.append((b"connection", b"close"))
     return headers
 
 

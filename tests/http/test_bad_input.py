@@ -48,9 +48,9 @@ async def goes_on(http: httpx.AsyncClient) -> None:
         (b"{", None, "JSON"),
         (b"", None, "JSON"),
         (b"\xff\xfe", None, "JSON"),
-        (b"[" * 100_000, None, "JSON"),
+        (b"[" * 100_000, None, "nested too deeply"),
         (b"[]", None, "object"),
-        (b'{"messages": []}', "model", "model"),
+        (b'{"messages": [{"role": "user", "content": "x"}]}', "model", "model"),
         (b'{"model": "mock/echo"}', "messages", "messages"),
         (b'{"model": "mock/echo", "messages": []}', "messages", "messages"),
         (b'{"model": 5, "messages": [{"role": "user", "content": "x"}]}', "model", "model"),
@@ -87,7 +87,7 @@ async def test_a_provider_without_its_key_is_a_503_that_names_the_variable(http:
     assert "GONE_API_KEY" in error["message"]
 
 
-@pytest.mark.parametrize("key", [None, "dw-wrong", "", "dw-good "], ids=["none", "wrong", "empty", "padded"])
+@pytest.mark.parametrize("key", [None, "dw-wrong"], ids=["none", "wrong"])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models"])
 async def test_no_key_or_a_wrong_one_is_a_401(http: httpx.AsyncClient, key: str | None, path: str) -> None:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -95,25 +95,22 @@ async def test_no_key_or_a_wrong_one_is_a_401(http: httpx.AsyncClient, key: str 
     request.headers.pop("authorization")
     request.headers.update(headers)
     response = await http.send(request)
-    if key == "dw-good ":
-        # white space around a key is what shells leave
-        assert response.status_code == 200
-        return
     error = checked(response, 401)
-    assert error["code"] == "invalid_api_key"
+    assert error["code"] == ("missing_api_key" if key is None else "invalid_api_key")
+    assert error["type"] == "invalid_request_error"
     assert "dw-wrong" not in response.text
     assert response.headers["www-authenticate"] == "Bearer"
 
 
 async def test_x_api_key_is_taken_too(http: httpx.AsyncClient) -> None:
-    response = await http.get("/v1/models", headers={"authorization": "", "x-api-key": "dw-good"})
+    response = await http.get("/v1/models", headers={"authorization": "Basic eDp5", "x-api-key": "dw-good"})
     assert response.status_code == 200
 
 
 async def test_a_key_may_be_kept_to_some_models(http: httpx.AsyncClient) -> None:
     small = {"authorization": "Bearer dw-small"}
     error = checked(await http.post("/v1/chat/completions", json=asking("mock/echo"), headers=small), 403)
-    assert "mock/echo" in error["message"]
+    assert "`chat`" in error["message"]
     listed = (await http.get("/v1/models", headers=small)).json()["data"]
     assert [model["id"] for model in listed] == ["chat"]
 
