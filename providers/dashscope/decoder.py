@@ -108,7 +108,8 @@ class AnswerDecoder:
             request_id = value.get("request_id") or self._headers.get("x-request-id", "")
             self._prefix = str(request_id)[:8]
             yield Started(str(request_id), self._model, 0)
-        yield from self._tell(_rest(value, _IN_BODY) | _rest(output, _IN_OUTPUT))
+        if not (value.keys() <= _IN_BODY and output.keys() <= _IN_OUTPUT):
+            yield from self._tell(_rest(value, _IN_BODY) | _rest(output, _IN_OUTPUT))
         choices = _choices(output)
         if isinstance(usage, dict) and usage:
             self._counts.see(usage, [index for index, _ in choices])
@@ -158,7 +159,8 @@ class _Choice:
     def read(self, choice: dict[str, Any], tokens: int | None) -> Iterator[Event]:
         message = choice.get("message") or choice.get("delta")
         message = message if isinstance(message, dict) else {}
-        yield from self._tell(choice, message)
+        if not (choice.keys() <= _IN_CHOICE and message.keys() <= _IN_MESSAGE):
+            yield from self._tell(choice, message)
         if self.finished:
             return
         text, media = _flat(message.get("content"))
@@ -168,10 +170,11 @@ class _Choice:
         calls = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
         logprobs = self._logprobs(choice.get("logprobs"))
 
-        new = self._reasoning.take(reasoning, tokens=tokens, alone=not (text or calls))
-        if new:
-            yield self._reasoned(new)
-        if text or calls:
+        if reasoning:
+            new = self._reasoning.take(reasoning, tokens=tokens, alone=not (text or calls))
+            if new:
+                yield self._reasoned(new)
+        if (text or calls) and self._reasoning.holds:
             yield from self._settle_reasoning()
         new = self._text.take(text, tokens=tokens, alone=not (reasoning or calls))
         if new:

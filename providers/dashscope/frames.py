@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from router.errors import ProtocolViolated, StreamCut
-from router.sse import MAX_EVENT, Frame, SseParser
+from router.sse import MAX_EVENT
 
 MAX_WHOLE: Final = 64 * 1024 * 1024
 """Bytes of an answer that is not streamed."""
@@ -17,11 +17,12 @@ _MAX_LINES: Final = 1000
 """Lines that one JSON value may be spread over."""
 
 _NO_JSON: Final = object()
-_DATA_LINE: Final = re.compile(rb"(?:\A|(?<=[\r\n]))data:[^\r\n]*(?:\r\n|\r|\n)")
-_STATUS: Final = re.compile(r"HTTP_STATUS/(\d{3})")
+_BLANK: Final = b"\xef\xbb\xbf \t\r\n"
+"""A byte order mark and white space, which may come before the answer."""
+_STATUS: Final = re.compile(rb":?\s*(?:HTTP_STATUS/|status:)\s*(\d{3})")
 
 
-class Said(Struct, frozen=True):
+class Said(Struct, frozen=True, gc=False):
     """One JSON value of the response, or the raw text of an error event that holds none."""
 
     value: Any
@@ -34,15 +35,17 @@ class Said(Struct, frozen=True):
 class Frames:
     """Feeds on a response's bytes in any cut. What is not SSE is one JSON value, whatever the content type says.
 
-    Older gateways leave the blank lines between frames out, and every frame has one line of data. So each data line
-    ends its event at once; JSON that is spread over several lines is put together again.
+    Not the standard's reading of SSE: older gateways leave the blank lines between frames out, while every frame has
+    one line of data, its last. So each data line ends its event at once. JSON that is spread over several lines is
+    put together again.
     """
 
     def __init__(self, source: str) -> None:
         self._source = source
         self._format: str | None = None
         self._tail = bytearray()
-        self._parser = SseParser(salvage=True)
+        self._event = b""
+        self._status: int | None = None
         self._begun: Said | None = None
         self._lines = 0
 
@@ -50,10 +53,11 @@ class Frames:
         if self._format is None:
             data = bytes(self._tail) + data
             self._tail.clear()
-            start = data.lstrip(b"\xef\xbb\xbf \t\r\n")
+            start = data.lstrip(_BLANK)
             if not start:
                 self._keep(data, MAX_EVENT)
                 return
+            data = start
             self._format = {b"{": "whole", b"[": "whole", b"<": "html"}.get(start[:1], "frames")
         if self._format == "html":
             raise ProtocolViolated(f"`{self._source}` answered with a web page; check its `base_url`")
@@ -64,23 +68,33 @@ class Frames:
         if not cut:
             self._keep(data, MAX_EVENT)
             return
-        lines = bytes(self._tail) + data[:cut]
-        self._tail.clear()
-        self._keep(data[cut:], MAX_EVENT)
-        for frame in self._parser.feed(_DATA_LINE.sub(rb"\g<0>\n\n", lines)):
-            yield from self._said(frame)
+        lines = data[:cut]
+        if self._tail:
+            lines = bytes(self._tail) + lines
+            self._tail.clear()
+        if cut < len(data):
+            self._keep(data[cut:], MAX_EVENT)
+        # unlike text, bytes end their lines at CR and LF alone
+        for line in lines.splitlines():
+            if line.startswith(b"data:"):
+                said = self._data(line[5:])
+                if said is not None:
+                    yield said
+            else:
+                self._field(line)
 
     def finish(self) -> Iterator[Said]:
         rest = bytes(self._tail)
         self._tail.clear()
         if self._format == "whole":
-            try:
-                yield Said(msgspec.json.decode(rest.lstrip(b"\xef\xbb\xbf \t\r\n")))
-            except (msgspec.DecodeError, RecursionError):
-                raise ProtocolViolated(f"`{self._source}` answered with JSON that is broken or cut short") from None
+            value = _decoded(rest)
+            if value is _NO_JSON:
+                raise ProtocolViolated(f"`{self._source}` answered with JSON that is broken or cut short")
+            yield Said(value)
         elif self._format == "frames":
-            for frame in (*self._parser.feed(rest), *self._parser.finish()):
-                yield from self._said(frame)
+            said = self._data(rest[5:]) if rest.startswith(b"data:") else None
+            if said is not None:
+                yield said
             if self._begun is not None and self._begun.failed:
                 yield Said(self._begun.value.decode("utf-8", "replace"), True, self._begun.status)
         else:
@@ -93,28 +107,35 @@ class Frames:
                 f"`{self._source}` sent more than {most} bytes in one piece; it was cut off", code="event_too_large"
             )
 
-    def _said(self, frame: Frame) -> Iterator[Said]:
-        data = frame.data.strip()
-        failed = frame.event.strip() == "error"
-        status = None
-        for comment in frame.comments:
-            found = _STATUS.search(comment)
-            status = int(found[1]) if found else status
+    def _field(self, line: bytes) -> None:
+        """A line beside the data: the event's name, or the status in a comment."""
+        if line == b":HTTP_STATUS/200":
+            self._status = 200
+        elif line.startswith(b"event:"):
+            self._event = line[6:].strip()
+        elif not line:
+            self._event = b""
+        elif found := _STATUS.match(line):
+            self._status = int(found[1])
+
+    def _data(self, data: bytes) -> Said | None:
+        failed, status = self._event == b"error", self._status
+        self._event, self._status = b"", None
+        data = data.strip()
         if not data or data.startswith(b":") or data == b"[DONE]":
-            return
+            return None
         if self._begun is not None:
             failed, status = failed or self._begun.failed, status or self._begun.status
             for joint in (b"\n", b""):
                 value = _decoded(self._begun.value + joint + data)
                 if value is not _NO_JSON:
                     self._begun = None
-                    yield Said(value, failed, status)
-                    return
+                    return Said(value, failed, status)
         value = _decoded(data)
         if value is not _NO_JSON and self._begun is None:
-            yield Said(value, failed, status)
-            return
+            return Said(value, failed, status)
         self._begin(data, failed, status, whole=isinstance(value, dict))
+        return None
 
     def _begin(self, data: bytes, failed: bool, status: int | None, *, whole: bool) -> None:
         """Keep a piece of JSON for the next lines to complete."""

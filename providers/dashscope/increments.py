@@ -47,8 +47,8 @@ class Increments:
         `tokens` is the count of output tokens after the frame. `alone` is false when the frame brings other
         content too: a repeated text beside it is the text so far.
         """
-        if not text:
-            return ""
+        if not text or (self._reading.mode == "increments" and not self._joined):
+            return text
         if self._reading.mode == "unknown":
             self._reading.mode = self._proven(text, tokens, alone)
         self._tokens = tokens
@@ -63,6 +63,11 @@ class Increments:
         new = text[self._given : agreed]
         self._given = agreed
         return new
+
+    @property
+    def holds(self) -> bool:
+        """Whether `settle` may give something."""
+        return self._given < len(self._joined)
 
     def settle(self) -> str:
         """What was held back, when the text ends or another one goes on before anything was proven."""
