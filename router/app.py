@@ -69,10 +69,10 @@ def build(loaded: Loaded, environ: Mapping[str, str], transport: TransportFactor
     problems: list[Problem] = []
     adapters: dict[str, Adapter] = {}
     for row in config.providers.values():
-        if row.missing:
-            continue
         try:
-            adapters[row.name] = _adapter(row, loaded.document, context, transport)
+            adapter = _adapter(row, loaded.document, context, transport)
+            if adapter is not None:
+                adapters[row.name] = adapter
         except ConfigError as error:
             problems.extend(error.problems)
     plugins: list[Plugin] = []
@@ -136,10 +136,15 @@ def from_environment() -> Litestar:
     return create_app(build(loaded, environ))
 
 
-def _adapter(row: ProviderRow, document: Document, context: ssl.SSLContext, transport: TransportFactory) -> Adapter:
+def _adapter(
+    row: ProviderRow, document: Document, context: ssl.SSLContext, transport: TransportFactory
+) -> Adapter | None:
+    """None for a row that lacks a variable; what it does say is checked all the same."""
     path = ("providers", row.name)
     cls = _loaded(load_provider, row.protocol, document, (*path, "protocol"))
     options = document.convert((*path, "options"), cls.Options)
+    if row.missing:
+        return None
     base_url = row.base_url or cls.base_url
     if base_url is None:
         message = f"the protocol `{row.protocol}` has no address of its own: write `base_url`"

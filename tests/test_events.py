@@ -28,7 +28,7 @@ from router.events import (
     UsageReported,
     check_order,
 )
-from tests.event_streams import USAGES, legal_streams
+from support.event_streams import USAGES, legal_streams
 
 START = Started("id", "model", 1)
 STOP = ChoiceFinished(0, "stop")

@@ -32,7 +32,7 @@ from router.fold import (
     ToolCallBlock,
     merge,
 )
-from tests.event_streams import OPENAI_EXTRAS, legal_streams
+from support.event_streams import OPENAI_EXTRAS, legal_streams
 
 
 def folded(events: list[Event]) -> Answer:

@@ -11,7 +11,6 @@ from router.call import Principal
 from router.catalog import Catalog, Listed
 from router.errors import UnknownModel
 from router.http.request import read_head
-from router.nearest import did_you_mean
 from router.plugin import Authenticator
 
 
@@ -36,23 +35,25 @@ class ModelList(Struct, frozen=True):
 def model_routes(catalog: Catalog, authenticator: Authenticator | None, started: int) -> list[HTTPRouteHandler]:
     """The handlers. `authenticator` None: anybody may look."""
 
-    def allowed(request: Request[Any, Any, Any]) -> list[Model]:
-        principal = None if authenticator is None else authenticator.authenticate(read_head(request.scope).credentials)
-        return [_model(listed, started) for listed in catalog.models() if _may(principal, listed)]
+    def caller(request: Request[Any, Any, Any]) -> Principal | None:
+        return None if authenticator is None else authenticator.authenticate(read_head(request.scope).credentials)
 
     @get("/v1/models", summary="List models", tags=["models"], sync_to_thread=False)
     def list_models(request: Request[Any, Any, Any]) -> ModelList:
-        return ModelList(allowed(request))
+        principal = caller(request)
+        return ModelList([_model(listed, started) for listed in catalog.models() if _may(principal, listed.id)])
 
     @get("/v1/models/{model_id:path}", summary="Retrieve a model", tags=["models"], sync_to_thread=False)
     def retrieve_model(request: Request[Any, Any, Any], model_id: FromPath[str]) -> Model:
-        name = model_id.lstrip("/")
-        models = allowed(request)
-        for model in models:
-            if model.id == name:
-                return model
-        words = did_you_mean(name, [model.id for model in models])
-        raise UnknownModel(f"no model `{name}`{words}", param="model")
+        principal, name = caller(request), model_id.removeprefix("/")
+        if not _may(principal, name):
+            raise UnknownModel("no model of that name that this key may use", param="model")
+        for listed in catalog.models():
+            if listed.id == name:
+                return _model(listed, started)
+        # not listed, and yet `provider/model` always works; or else the error knows near names
+        provider = catalog.resolve(name)[0].target.provider
+        return Model(name, started, provider, available=True)
 
     return [list_models, retrieve_model]
 
@@ -61,5 +62,5 @@ def _model(listed: Listed, started: int) -> Model:
     return Model(listed.id, started, listed.owned_by, listed.available, listed.missing)
 
 
-def _may(principal: Principal | None, listed: Listed) -> bool:
-    return principal is None or principal.may_use(listed.id)
+def _may(principal: Principal | None, name: str) -> bool:
+    return principal is None or principal.may_use(name)

@@ -35,7 +35,7 @@ from router.events import (
 )
 from router.fold import Fold
 from router.messages import ChatRequest, FunctionTool, User
-from tests.event_streams import OPENAI_EXTRAS, legal_streams
+from support.event_streams import OPENAI_EXTRAS, legal_streams
 
 DIALECT = OpenAIChat(clock=lambda: 1_790_000_000.9)
 REQUEST = ChatRequest(model="route", messages=(User("Hi"),), protocol="openai", stream=True)

@@ -1,10 +1,11 @@
-"""Whatever is sent, and whatever the vendor answers: the dialect's error shape, a request id, and the server goes on."""
+"""Whatever is sent, and whatever the vendor answers: the dialect's error shape, a request id; the server goes on."""
 
 import json
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+
 from support.raw import Raw
 from support.serving import asking, client, config_for, create_app, gateway, served
 from support.vendor import Exchange, completion, delta, plays_hello, sse, vendor
@@ -16,7 +17,10 @@ providers:
   gone: {protocol: openai, api_key: "${GONE_API_KEY}"}
 models:
   chat: {targets: [mock/echo]}
-plugins: [logging, {auth: {keys: [{key: "dw-good", name: tester}, {key: "dw-small", name: small, models: [chat]}]}}, usage]
+plugins:
+  - logging
+  - auth: {keys: [{key: dw-good, name: tester}, {key: dw-small, name: small, models: [chat]}]}
+  - usage
 """
 
 

@@ -5,6 +5,9 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
+opened: "list[Raw]" = []
+"""Those of the test that runs; a fixture closes them after it."""
+
 
 class Raw:
     """One request on one connection."""
@@ -21,6 +24,7 @@ class Raw:
         # a small limit, so that a client that does not read soon makes the server wait
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=2**16)
         raw = cls(reader, writer)
+        opened.append(raw)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         lines = [f"POST {path} HTTP/1.1", f"host: {parts.netloc}", f"content-length: {len(data)}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
