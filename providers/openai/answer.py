@@ -98,11 +98,6 @@ class Answer:
     def begun(self) -> bool:
         return bool(self._choices)
 
-    @property
-    def complete(self) -> bool:
-        """Whether every choice has its finish reason."""
-        return self.begun and all(choice.finish is not None for choice in self._choices.values())
-
     # -- one chunk -------------------------------------------------------------------------------------------------
 
     def take(self, chunk: Json, events: list[Event]) -> bool:
@@ -207,6 +202,7 @@ class Answer:
         stop = fields.get("stop_reason", fields.get("matched_stop"))
         if isinstance(stop, str):
             choice.stop = stop
+        extra = extra or self._extra({}, {})
         if extra is not None:
             if choice.finish_extra is not None:
                 events.append(Extended(choice.finish_extra, choice.index))
@@ -278,17 +274,18 @@ class Answer:
                 unfinished = True
             else:
                 self._finish(choice, events)
-        if not self.begun:
-            raise self._failures.cut("ended its answer before it began")
-        if unfinished and told:
-            raise self._failures.cut(
-                "ended its answer without a finish reason (the option `no_finish: length` accepts that)"
-            )
-        if unfinished:
-            raise self._failures.cut("closed the connection in the middle of its answer")
+        if unfinished or not self.begun:
+            raise self._failures.cut(self._how_cut(told))
         if self._usage is not None:
             events.append(UsageReported(usage_of(self._usage, PROTOCOL)))
         events.append(Completed())
+
+    def _how_cut(self, told: bool) -> str:
+        if not any(choice.said for choice in self._choices.values()):
+            return "ended its answer before it began"
+        if told:
+            return "ended its answer without a finish reason (the option `no_finish: length` accepts that)"
+        return "closed the connection in the middle of its answer"
 
     def _excused(self, choice: _Choice, told: bool) -> bool:
         """Whether a choice may end without a finish reason: if the row says so, and the answer's end is known."""

@@ -167,8 +167,7 @@ class ChatDecoder:
     def _payload(self, data: bytes, events: list[Event]) -> None:
         """One event's data: a chunk, as a rule."""
         data = data.strip()
-        if not data or data.startswith(b":"):
-            # gateways wrap their keep-alive comments as data
+        if not data:
             return
         if self._broken:
             value = BROKEN if data == _DONE else decoded(self._broken + data)
@@ -176,6 +175,9 @@ class ChatDecoder:
                 raise self._failures.violated("an event of its stream is not JSON")
             self._broken = b""
             self._take(value, events)
+            return
+        if data.startswith(b":"):
+            # gateways wrap their keep-alive comments as data
             return
         if data == _DONE:
             self._over = True

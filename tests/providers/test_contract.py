@@ -27,7 +27,7 @@ from msgspec import Struct
 from providers import BUILT_IN, load_provider
 from router.errors import ProviderError
 from router.events import Completed, Event, OrderCheck, check_order
-from router.fold import Answer, Fold
+from router.fold import Answer, Fold, merge
 from router.messages import ChatRequest, User
 from router.provider import Decoder, HttpError, HttpHead, Provider, ProviderSettings, Target
 
@@ -146,19 +146,23 @@ def answer(events: Iterable[Event]) -> Answer:
 
 def summary(answer: Answer) -> Any:
     """What a whole answer and a streamed one must agree in: all but the ids and how the content was interleaved."""
-    choices = [
-        {
-            "index": choice.index,
-            "text": choice.text(),
-            "reasoning": choice.reasoning(),
-            "refusal": choice.refusal(),
-            "calls": [(call.name, call.kind, call.arguments) for call in choice.tool_calls()],
-            "finish": (choice.finish_reason, choice.native_reason, choice.stop_sequence),
-            "extra": choice.extra,
-            "message_extra": [choice.message_extra, *(block.extra for block in choice.blocks if block.extra)],
-        }
-        for choice in answer.choices
-    ]
+    choices = []
+    for choice in answer.choices:
+        inside: dict[str, Any] = {}
+        for extra in (choice.message_extra, *(block.extra for block in choice.blocks)):
+            merge(inside, extra)
+        choices.append(
+            {
+                "index": choice.index,
+                "text": choice.text(),
+                "reasoning": choice.reasoning(),
+                "refusal": choice.refusal(),
+                "calls": [(call.name, call.kind, call.arguments) for call in choice.tool_calls()],
+                "finish": (choice.finish_reason, choice.native_reason, choice.stop_sequence),
+                "extra": choice.extra,
+                "inside": inside,
+            }
+        )
     return {"choices": choices, "usage": answer.usage, "extra": answer.extra, "complete": answer.complete}
 
 
