@@ -9,7 +9,7 @@ import rich_click as click
 
 if TYPE_CHECKING:
     from router.client import Client
-    from router.config import ConfigError, Loaded
+    from router.config import ConfigError
 
 DEFAULT_CONFIG = "providers.yaml"
 DEFAULT_URL = "http://127.0.0.1:8080"

@@ -113,12 +113,12 @@ def parse(
     """
     root, problems = documents.compose(text, name, environ)
     if root is None:
-        raise ConfigError(tuple(problems))
+        raise ConfigError(tuple(sorted(set(problems))))
     check = _Check(name, root, protocols, plugins)
     config = check.config()
     problems = sorted({*problems, *check.problems})
     if problems or config is None:
-        raise ConfigError(tuple(problems))
+        raise ConfigError(tuple(sorted(set(problems))))
     return Loaded(config, Document(name, root))
 
 
