@@ -121,18 +121,13 @@ class _Writer:
 
     def _lay(self, extra: Mapping[str, Any], over: Json, where: str) -> None:
         """Add fields of the same protocol; nothing that stands there already is replaced, objects are merged."""
-        if not self._forward:
-            # the fields the protocol names are no extras, although the neutral model has no word for them
-            for name in extra:
-                if self._own and not where and name in _NAMED:
-                    over.setdefault(name, extra[name])
-                else:
-                    self._drop(where + name)
-            return
         for name, value in extra.items():
             ours = over.get(name)
             if isinstance(ours, dict) and isinstance(value, dict):
-                over[name] = {**value, **ours}
+                over[name] = merged = ours.copy()
+                self._lay(value, merged, f"{where}{name}.")
+            elif not self._forward and not (self._own and name in _NAMED):
+                self._drop(where + name)
             elif name not in over:
                 over[name] = value
 
@@ -415,10 +410,13 @@ _NAMED: Final = frozenset(
         "safety_identifier",
         "moderation",
         "stream_options",
+        "include_obfuscation",
         "tool_choice",
+        "function_call",
+        "prompt_cache_breakpoint",
     }
 )
-"""Request fields that OpenAI documents and the neutral model leaves to this protocol."""
+"""Fields that OpenAI documents and the neutral model leaves to this protocol: no extras, whatever the row says."""
 
 _MESSAGE: Final[dict[type, Callable[[_Writer, Any], Json]]] = {
     System: _Writer._system,
