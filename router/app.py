@@ -32,7 +32,7 @@ from router.reader import Path
 from router.running import Running
 from router.settings import Cors, PluginRow, ProviderRow
 from router.telemetry import configure
-from router.upstream import HttpUpstream, InProcessUpstream, TransportFactory, Upstream, make_transport, tls_context
+from router.upstream import CarrierFactory, HttpUpstream, InProcessUpstream, Upstream, make_carrier, tls_context
 from router.wire.openai_chat import ChatCompletionRequest
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def read_config(path: str | None, environ: Mapping[str, str]) -> Loaded:
     return load(path, environ, protocols=known_protocols(), plugins=known_plugins())
 
 
-def build(loaded: Loaded, environ: Mapping[str, str], transport: TransportFactory = make_transport) -> Gateway:
+def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = make_carrier) -> Gateway:
     """Put the gateway together. Raises `ConfigError` for settings that only an adapter or plugin understands."""
     config = loaded.config
     catalog = Catalog(config)
@@ -70,7 +70,7 @@ def build(loaded: Loaded, environ: Mapping[str, str], transport: TransportFactor
     adapters: dict[str, Adapter] = {}
     for row in config.providers.values():
         try:
-            adapter = _adapter(row, loaded.document, context, transport)
+            adapter = _adapter(row, loaded.document, context, carrier)
             if adapter is not None:
                 adapters[row.name] = adapter
         except ConfigError as error:
@@ -136,9 +136,7 @@ def from_environment() -> Litestar:
     return create_app(build(loaded, environ))
 
 
-def _adapter(
-    row: ProviderRow, document: Document, context: ssl.SSLContext, transport: TransportFactory
-) -> Adapter | None:
+def _adapter(row: ProviderRow, document: Document, context: ssl.SSLContext, carrier: CarrierFactory) -> Adapter | None:
     """None for a row that lacks a variable; what it does say is checked all the same."""
     path = ("providers", row.name)
     cls = _loaded(load_provider, row.protocol, document, (*path, "protocol"))
@@ -157,7 +155,7 @@ def _adapter(
     if isinstance(provider, InProcess):
         upstream = InProcessUpstream(row.name, provider)
     else:
-        upstream = HttpUpstream(row.name, transport(row.transport, context), row.max_parallel)
+        upstream = HttpUpstream(row.name, carrier(row.transport, context), row.max_parallel)
     return Adapter(provider, upstream)
 
 

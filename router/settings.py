@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from router.provider import Target
 from router.quantities import Duration, Size, Timeout
 
-Transport: TypeAlias = Literal["aiohttp", "httpx"]
+Transport: TypeAlias = Literal["native", "aiohttp", "httpx"]
 Missing: TypeAlias = tuple[str, ...]
 """Environment variables that are not set."""
 
@@ -189,7 +189,7 @@ class ProviderEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     api_key: Secret | None = None
     headers: dict[HeaderName, HeaderValue] = {}
     max_parallel: Annotated[int, Meta(ge=1)] = 1000
-    transport: Transport = "aiohttp"
+    transport: Transport = "native"
     timeouts: TimeoutsEntry | None = None
     models: tuple[ModelName, ...] = ()
     options: dict[str, Any] = {}
@@ -207,7 +207,7 @@ class ProviderRow(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     headers: dict[str, str] = {}
     """Names are in lower case."""
     max_parallel: int = 1000
-    transport: Transport = "aiohttp"
+    transport: Transport = "native"
     timeouts: Timeouts | None = None
     models: tuple[str, ...] = ()
     """Models to list; others can be called all the same."""

@@ -1,8 +1,11 @@
 """The sockets towards the vendors. The only importer of httpx (and of its aiohttp transport).
 
-One `Upstream` per provider. It calls an httpx transport directly: `AsyncClient` would add redirects, cookies, event
-hooks and auth flows, none of which a gateway wants, for several times the cost of the transport. Every error of the
-libraries below is mapped here, once, to the tree of `router.errors`.
+One `Upstream` per provider: how many calls may run, what becomes of a connection whose answer is done, and every
+error of the libraries below mapped, once, to the tree of `router.errors`. What carries the bytes is a `Carrier`:
+
+* `native`: our own HTTP/1.1 (`router.http1`), the cheapest;
+* `aiohttp`, `httpx`: an httpx transport, called directly. `httpx.AsyncClient` would add redirects, cookies, event
+  hooks and auth flows, none of which a gateway wants, for several times the cost of the transport.
 """
 
 import asyncio
@@ -15,21 +18,43 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 from httpx_aiohttp.transport import AiohttpResponseStream
 
+from router import http1
 from router.errors import Overloaded, ProtocolViolated, ProviderError, RouterError, TimedOut, Unreachable
 from router.provider import HttpHead, HttpRequest, InProcess
-from router.settings import Timeouts
-
-TransportName: TypeAlias = Literal["aiohttp", "httpx"]
-TransportFactory: TypeAlias = Callable[[TransportName, ssl.SSLContext], httpx.AsyncBaseTransport]
+from router.settings import Timeouts, Transport
 
 READ_SIZE: Final = 256 * 1024
 """Bytes taken at most in one read: what the kernel has at hand becomes one batch of events."""
 ERROR_BODY: Final = 64 * 1024
 """Bytes kept of a vendor's error page."""
-KEEPALIVE: Final = 30.0
 WRITE_TIMEOUT: Final = 30.0
 DRAIN: Final = 1.0
 """Seconds a vendor has to end the body of an answer that is complete."""
+
+
+class Carried(Protocol):
+    """One open response of a carrier; raises whatever its library raises."""
+
+    head: HttpHead
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, all that is at hand; empty at its end."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give the connection back, or end it if the body was not read to its end."""
+        ...
+
+
+class Carrier(Protocol):
+    """Sends requests over connections that it keeps."""
+
+    async def send(self, request: HttpRequest, timeouts: Timeouts) -> Carried: ...
+
+    async def aclose(self) -> None: ...
+
+
+CarrierFactory: TypeAlias = Callable[[Transport, ssl.SSLContext], Carrier]
 
 
 def tls_context() -> ssl.SSLContext:
@@ -37,19 +62,21 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def make_transport(name: TransportName, context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
-    """A transport without limits of its own: how many calls run at once is the provider's `max_parallel`.
+def make_carrier(name: Transport, context: ssl.SSLContext) -> Carrier:
+    """A carrier without limits of its own: how many calls run at once is the provider's `max_parallel`.
 
     httpcore's pool leaks slots under cancellation when its limit is contended, and counts busy connections as
     idle ones (httpcore #1093, #1035), hence no limits there either.
     """
+    if name == "native":
+        return http1.Http1(context)
     if name == "httpx":
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE)
-        return httpx.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False, http2=False)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=http1.KEEPALIVE)
+        return HttpxCarrier(httpx.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False, http2=False))
 
     def session() -> aiohttp.ClientSession:
         # httpx-aiohttp's own session would stop at 100 connections and keep the vendor's cookies
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE, ssl=context)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=http1.KEEPALIVE, ssl=context)
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -58,7 +85,54 @@ def make_transport(name: TransportName, context: ssl.SSLContext) -> httpx.AsyncB
             read_bufsize=READ_SIZE,
         )
 
-    return AiohttpTransport(verify=context, trust_env=False, client=session)
+    return HttpxCarrier(AiohttpTransport(verify=context, trust_env=False, client=session))
+
+
+class HttpxCarrier:
+    """Any httpx transport; tests hand in respx's."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def send(self, request: HttpRequest, timeouts: Timeouts) -> "HttpxCarried":
+        outgoing = httpx.Request(
+            request.method,
+            request.url,
+            headers={"accept-encoding": "identity", **request.headers},
+            content=request.body,
+            extensions={
+                "timeout": {"connect": timeouts.connect, "read": None, "write": WRITE_TIMEOUT, "pool": None},
+            },
+        )
+        return HttpxCarried(await self._transport.handle_async_request(outgoing))
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
+class HttpxCarried:
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self.head = HttpHead(response.status_code, response.headers)
+        stream = response.stream
+        if isinstance(stream, AiohttpResponseStream):
+            stream.CHUNK_SIZE = READ_SIZE
+        encoding = response.headers.get("content-encoding", "identity")
+        self._body: AsyncIterator[bytes]
+        if encoding in ("", "identity") and isinstance(stream, httpx.AsyncByteStream):
+            self._body = aiter(stream)
+        else:
+            # asked for identity, but a proxy may compress all the same
+            self._body = response.aiter_bytes()
+
+    async def read(self) -> bytes:
+        return await anext(self._body, b"")
+
+    async def aclose(self) -> None:
+        body = self._body
+        if hasattr(body, "aclose"):
+            await body.aclose()
+        await self._response.aclose()
 
 
 class VendorStream(Protocol):
@@ -91,11 +165,10 @@ class Upstream(Protocol):
 class HttpUpstream:
     """The vendor behind a socket."""
 
-    def __init__(self, name: str, transport: httpx.AsyncBaseTransport, max_parallel: int) -> None:
-        self._name = name
-        self._transport = transport
+    def __init__(self, name: str, carrier: Carrier, max_parallel: int) -> None:
+        self.name = name
+        self._carrier = carrier
         self._max_parallel = max_parallel
-        self._urls: dict[str, httpx.URL] = {}
         self._drains: set[asyncio.Task[None]] = set()
         self.open = 0
         """Responses open at this moment."""
@@ -103,39 +176,25 @@ class HttpUpstream:
     async def send(self, request: HttpRequest, timeouts: Timeouts) -> "HttpStream":
         if self.open >= self._max_parallel:
             raise Overloaded(
-                f"{self._max_parallel} calls to provider `{self._name}` are running, which is its `max_parallel`; "
+                f"{self._max_parallel} calls to provider `{self.name}` are running, which is its `max_parallel`; "
                 "try again shortly, or raise the limit",
                 retry_after=1.0,
             )
-        outgoing = httpx.Request(
-            request.method,
-            self._url(request.url),
-            headers=request.headers,
-            content=request.body,
-            extensions={
-                "timeout": {"connect": timeouts.connect, "read": None, "write": WRITE_TIMEOUT, "pool": None},
-            },
-        )
         self.open += 1
         try:
-            response = await self._transport.handle_async_request(outgoing)
+            return HttpStream(self, await self._carrier.send(request, timeouts))
         except BaseException as error:
             self.open -= 1
-            mapped = mapped_error(error, self._name)
+            mapped = mapped_error(error, self.name)
             if mapped is None:
                 raise
             raise mapped from error
-        return HttpStream(self, response)
 
     async def aclose(self) -> None:
         for drain in tuple(self._drains):
             drain.cancel()
         await asyncio.gather(*self._drains, return_exceptions=True)
-        await self._transport.aclose()
-
-    @property
-    def name(self) -> str:
-        return self._name
+        await self._carrier.aclose()
 
     def drain(self, stream: "HttpStream") -> None:
         """Read the end of a body whose answer is complete, for a bounded time, and close it."""
@@ -143,40 +202,19 @@ class HttpUpstream:
         self._drains.add(task)
         task.add_done_callback(self._drains.discard)
 
-    def _url(self, url: str) -> httpx.URL:
-        known = self._urls.get(url)
-        if known is None:
-            if len(self._urls) >= 64:
-                self._urls.clear()
-            known = self._urls[url] = httpx.URL(url)
-        return known
-
 
 class HttpStream:
     """One response over a socket."""
 
-    def __init__(self, upstream: HttpUpstream, response: httpx.Response) -> None:
+    def __init__(self, upstream: HttpUpstream, carried: Carried) -> None:
         self._upstream = upstream
-        self._response = response
+        self._carried = carried
         self._closed = False
-        self.head = HttpHead(response.status_code, response.headers)
-        stream = response.stream
-        if isinstance(stream, AiohttpResponseStream):
-            stream.CHUNK_SIZE = READ_SIZE
-        encoding = response.headers.get("content-encoding", "identity")
-        body: AsyncIterator[bytes]
-        if encoding in ("", "identity") and isinstance(stream, httpx.AsyncByteStream):
-            body = aiter(stream)
-        else:
-            # asked for identity, but a proxy may compress all the same
-            body = response.aiter_bytes()
-        self._body = body
+        self.head = carried.head
 
     async def read(self) -> bytes:
         try:
-            return await anext(self._body)
-        except StopAsyncIteration:
-            return b""
+            return await self._carried.read()
         except BaseException as error:
             mapped = mapped_error(error, self._upstream.name, reading=True)
             if mapped is None:
@@ -192,10 +230,7 @@ class HttpStream:
         self._closed = True
         self._upstream.open -= 1
         try:
-            body = self._body
-            if hasattr(body, "aclose"):
-                await body.aclose()
-            await self._response.aclose()
+            await self._carried.aclose()
         except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError):
             # the connection was broken already: there is nothing left to give back
             return
@@ -224,13 +259,10 @@ class InProcessStream:
 
     async def read(self) -> bytes:
         try:
-            return await anext(self._body)
-        except StopAsyncIteration:
-            return b""
+            return await anext(self._body, b"")
         except OSError as error:
-            raise Unreachable(
-                f"the connection to provider `{self._name}` broke: {error}", code="connection_lost"
-            ) from error
+            message = f"the connection to provider `{self._name}` broke: {error}"
+            raise Unreachable(message, code="connection_lost") from error
 
     async def release(self) -> None:
         await self.aclose()
@@ -296,11 +328,15 @@ CAUSES: Final[Mapping[type[Exception], Cause]] = {
     httpx.RequestError: "lost",
     httpx.HTTPStatusError: "protocol",
     httpx.HTTPError: "lost",
+    # what the native transport raises
+    http1.CannotConnect: "unreachable",
+    http1.ConnectTimeout: "connect_timeout",
+    http1.NotHttp: "protocol",
     # what the aiohttp transport lets through unmapped
     aiohttp.ClientError: "lost",
     aiohttp.InvalidURL: "setup",
     OSError: "lost",
-    ValueError: "protocol",
+    ValueError: "setup",
 }
 """Every error the libraries raise → what it means. The most specific class wins."""
 
@@ -319,7 +355,7 @@ def mapped_error(error: BaseException, provider: str, *, reading: bool = False) 
     if cause == "timeout":
         return TimedOut(f"provider `{provider}` stopped in the middle of the exchange", code="provider_timeout")
     reason = _reason(error)
-    if cause == "protocol":
+    if cause == "protocol" or (cause == "setup" and reading):
         return ProtocolViolated(f"provider `{provider}` broke HTTP: {reason}")
     if cause == "setup":
         return Unreachable(f"the request to provider `{provider}` cannot be sent: {reason}; check its `base_url`")

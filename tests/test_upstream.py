@@ -19,22 +19,22 @@ from router.errors import (
     Unreachable,
 )
 from router.provider import HttpRequest
-from router.settings import Timeouts
-from router.upstream import CAUSES, HttpUpstream, TransportName, make_transport, mapped_error
+from router.settings import Timeouts, Transport
+from router.upstream import CAUSES, HttpUpstream, HttpxCarrier, make_carrier, mapped_error
 from support.vendor import Exchange, vendor
 
 LIMITS = Timeouts(connect=2)
 CONTEXT = ssl.create_default_context()
 
 
-@pytest.fixture(params=["aiohttp", "httpx"])
-def transport(request: pytest.FixtureRequest) -> TransportName:
-    name: TransportName = request.param
+@pytest.fixture(params=["native", "aiohttp", "httpx"])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    name: Transport = request.param
     return name
 
 
-def upstream(name: TransportName, max_parallel: int = 100) -> HttpUpstream:
-    return HttpUpstream("v", make_transport(name, CONTEXT), max_parallel)
+def upstream(name: Transport, max_parallel: int = 100) -> HttpUpstream:
+    return HttpUpstream("v", make_carrier(name, CONTEXT), max_parallel)
 
 
 def posting(url: str, body: bytes = b"{}") -> HttpRequest:
@@ -87,7 +87,7 @@ def test_our_own_errors_and_cancellation_pass_unmapped() -> None:
 # -- what the sockets do ---------------------------------------------------------------------------------------------
 
 
-async def test_a_refused_connection_is_unreachable(transport: TransportName) -> None:
+async def test_a_refused_connection_is_unreachable(transport: Transport) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
@@ -98,14 +98,14 @@ async def test_a_refused_connection_is_unreachable(transport: TransportName) -> 
         await sent.aclose()
 
 
-async def test_an_unknown_host_is_unreachable(transport: TransportName) -> None:
+async def test_an_unknown_host_is_unreachable(transport: Transport) -> None:
     sent = upstream(transport)
     with pytest.raises(Unreachable):
         await everything(sent, "http://no-such-host.invalid/v1")
     await sent.aclose()
 
 
-async def test_a_vendor_that_does_not_speak_http_violates_the_protocol(transport: TransportName) -> None:
+async def test_a_vendor_that_does_not_speak_http_violates_the_protocol(transport: Transport) -> None:
     async def garbage(exchange: Exchange) -> None:
         await exchange.send(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
         await exchange.stall()
@@ -117,7 +117,7 @@ async def test_a_vendor_that_does_not_speak_http_violates_the_protocol(transport
         await sent.aclose()
 
 
-async def test_a_reset_before_the_headers_is_a_lost_connection(transport: TransportName) -> None:
+async def test_a_reset_before_the_headers_is_a_lost_connection(transport: Transport) -> None:
     async def resets(exchange: Exchange) -> None:
         exchange.cut()
 
@@ -130,7 +130,7 @@ async def test_a_reset_before_the_headers_is_a_lost_connection(transport: Transp
         await sent.aclose()
 
 
-async def test_a_body_cut_in_the_middle_is_an_error_after_the_bytes_that_came(transport: TransportName) -> None:
+async def test_a_body_cut_in_the_middle_is_an_error_after_the_bytes_that_came(transport: Transport) -> None:
     async def cuts(exchange: Exchange) -> None:
         await exchange.head()
         await exchange.chunk(b"data: 1\n\n")
@@ -148,7 +148,7 @@ async def test_a_body_cut_in_the_middle_is_an_error_after_the_bytes_that_came(tr
         await sent.aclose()
 
 
-async def test_a_gzipped_answer_is_decoded_though_identity_was_asked(transport: TransportName) -> None:
+async def test_a_gzipped_answer_is_decoded_though_identity_was_asked(transport: Transport) -> None:
     import gzip
 
     async def zips(exchange: Exchange) -> None:
@@ -160,7 +160,7 @@ async def test_a_gzipped_answer_is_decoded_though_identity_was_asked(transport: 
         await sent.aclose()
 
 
-async def test_a_connection_serves_again_after_a_released_answer(transport: TransportName) -> None:
+async def test_a_connection_serves_again_after_a_released_answer(transport: Transport) -> None:
     async def answers(exchange: Exchange) -> None:
         await exchange.head()
         await exchange.chunk(b"data: [DONE]\n\n")
@@ -180,7 +180,7 @@ async def test_a_connection_serves_again_after_a_released_answer(transport: Tran
         await sent.aclose()
 
 
-async def test_closing_an_unfinished_answer_ends_the_vendors_connection(transport: TransportName) -> None:
+async def test_closing_an_unfinished_answer_ends_the_vendors_connection(transport: Transport) -> None:
     async def stalls(exchange: Exchange) -> None:
         await exchange.head()
         await exchange.chunk(b"data: 1\n\n")
@@ -196,7 +196,7 @@ async def test_closing_an_unfinished_answer_ends_the_vendors_connection(transpor
         await sent.aclose()
 
 
-async def test_a_cancelled_wait_for_headers_ends_the_vendors_connection(transport: TransportName) -> None:
+async def test_a_cancelled_wait_for_headers_ends_the_vendors_connection(transport: Transport) -> None:
     async def stalls(exchange: Exchange) -> None:
         await exchange.stall()
 
@@ -213,7 +213,7 @@ async def test_a_cancelled_wait_for_headers_ends_the_vendors_connection(transpor
         await sent.aclose()
 
 
-async def test_more_calls_than_max_parallel_are_refused_with_words(transport: TransportName) -> None:
+async def test_more_calls_than_max_parallel_are_refused_with_words(transport: Transport) -> None:
     async def stalls(exchange: Exchange) -> None:
         await exchange.head()
         await exchange.stall()
@@ -229,7 +229,7 @@ async def test_more_calls_than_max_parallel_are_refused_with_words(transport: Tr
         await sent.aclose()
 
 
-async def test_two_hundred_answers_can_be_open_at_once(transport: TransportName) -> None:
+async def test_two_hundred_answers_can_be_open_at_once(transport: Transport) -> None:
     async def stalls(exchange: Exchange) -> None:
         await exchange.head()
         await exchange.stall()
@@ -245,7 +245,7 @@ async def test_two_hundred_answers_can_be_open_at_once(transport: TransportName)
 
 
 async def test_a_slow_connect_times_out() -> None:
-    sent = HttpUpstream("v", httpx.MockTransport(_raises(httpx.ConnectTimeout("slow"))), 10)
+    sent = HttpUpstream("v", HttpxCarrier(httpx.MockTransport(_raises(httpx.ConnectTimeout("slow")))), 10)
     with pytest.raises(TimedOut, match=r"timeouts\.connect"):
         await sent.send(posting("http://v/v1"), LIMITS)
     assert sent.open == 0
@@ -261,5 +261,5 @@ def _raises(error: Exception):  # type: ignore[no-untyped-def]
 async def test_respx_can_stand_in_for_the_vendor() -> None:
     with respx.MockRouter() as router:
         router.post("http://v/v1").respond(200, content=b"data: 1\n\n", headers={"content-type": "text/event-stream"})
-        sent = HttpUpstream("v", httpx.MockTransport(router.async_handler), 10)
+        sent = HttpUpstream("v", HttpxCarrier(httpx.MockTransport(router.async_handler)), 10)
         assert await everything(sent, "http://v/v1") == b"data: 1\n\n"

@@ -224,7 +224,7 @@ async def only_headers(exchange: Exchange) -> None:
 
 @pytest.mark.parametrize("script", [never_answers, only_headers, answers_half], ids=lambda script: script.__name__)
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-@pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
+@pytest.mark.parametrize("transport", ["native", "aiohttp", "httpx"])
 async def test_a_client_that_leaves_ends_the_vendors_work_within_a_second(script, stream: bool, transport: str) -> None:  # type: ignore[no-untyped-def]
     config = config_for("URL", more=f", transport: {transport}")
     async with vendor(script) as played:

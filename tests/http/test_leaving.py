@@ -63,7 +63,7 @@ def tasks() -> Counter[str]:
     return Counter(task.get_coro().__qualname__ for task in asyncio.all_tasks() if not task.done())  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
+@pytest.mark.parametrize("transport", ["native", "aiohttp", "httpx"])
 async def test_200_clients_that_leave_at_random_moments_leave_nothing_behind(transport: str) -> None:
     config = config_for("URL", more=f", transport: {transport}")
     async with vendor(dawdles) as played:

@@ -12,7 +12,7 @@ from litestar import Litestar
 
 from router.app import Gateway, build, create_app
 from router.config import parse
-from router.upstream import TransportFactory, make_transport
+from router.upstream import CarrierFactory, make_carrier
 
 
 @asynccontextmanager
@@ -45,11 +45,9 @@ async def served(app: Any, **settings: Any) -> AsyncIterator[str]:
             await running
 
 
-def gateway(
-    text: str, environ: Mapping[str, str] | None = None, transport: TransportFactory = make_transport
-) -> Gateway:
+def gateway(text: str, environ: Mapping[str, str] | None = None, carrier: CarrierFactory = make_carrier) -> Gateway:
     """A gateway from the text of a configuration."""
-    return build(parse(text, "providers.yaml", environ or {}), environ or {}, transport)
+    return build(parse(text, "providers.yaml", environ or {}), environ or {}, carrier)
 
 
 def application(text: str, environ: Mapping[str, str] | None = None) -> Litestar:
