@@ -210,8 +210,10 @@ class ChatDecoder:
 
     def _learn(self, data: bytes, chunk: Any, event: Event) -> None:
         """Read the like of this chunk the short way from now on."""
+        if self._vain >= _MAX_VAIN or not isinstance(event, TextDelta | ReasoningDelta):
+            return
         delta = chunk["choices"][0].get("delta")
-        if self._vain >= _MAX_VAIN or not isinstance(event, TextDelta | ReasoningDelta) or not isinstance(delta, dict):
+        if not isinstance(delta, dict):
             return
         keys = ("content",) if isinstance(event, TextDelta) else ("reasoning_content", "reasoning")
         key = next((key for key in keys if delta.get(key) == event.text), None)

@@ -1,0 +1,112 @@
+"""Which error the OpenAI adapter makes of what a vendor says."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from providers.openai import OpenAI
+from router import errors
+from router.errors import ProviderError
+from router.messages import ChatRequest, User
+from router.provider import HttpError, HttpHead, ProviderSettings, Target
+
+OPENAI = "https://api.openai.com/v1"
+DASHSCOPE = "https://dashscope.aliyuncs.com/compatible-mode/v1"
+
+
+def failed(status: int, body: Any, headers: dict[str, str] | None = None, base_url: str = OPENAI) -> ProviderError:
+    adapter = OpenAI(ProviderSettings(name="openai", base_url=base_url, api_key="secret-key-of-mine"))
+    content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return adapter.error(HttpError(status, headers or {}, content), Target("openai", "m"))
+
+
+def within(chunk: Any, base_url: str = OPENAI) -> ProviderError:
+    """The error of a stream that has this chunk."""
+    adapter = OpenAI(ProviderSettings(name="openai", base_url=base_url))
+    request, target = (
+        ChatRequest(model="m", messages=(User("Hi"),), protocol="openai", stream=True),
+        Target("openai", "m"),
+    )
+    reading = adapter.decoder(request, target, adapter.encode(request, target), HttpHead(200, {"x-request-id": "r-9"}))
+    with pytest.raises(ProviderError) as caught:
+        list(reading.feed(b"data: " + msgspec.json.encode(chunk) + b"\n\n"))
+    return caught.value
+
+
+def said(message: str = "m", code: Any = None, kind: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+QUOTA = said("You exceeded your current quota, please check your plan.", "insufficient_quota", "insufficient_quota")
+
+
+def test_insufficient_quota_is_an_empty_account_but_at_dashscope_a_limit_that_refills() -> None:
+    """quirk 63"""
+    assert type(failed(429, QUOTA)) is errors.VendorQuotaExhausted
+    assert type(failed(429, QUOTA, base_url=DASHSCOPE)) is errors.RateLimited
+    assert type(within(QUOTA, DASHSCOPE)) is errors.RateLimited
+    allocated = said("Allocated quota exceeded, please increase your quota limit.", "insufficient_quota")
+    assert type(failed(429, allocated)) is errors.RateLimited
+    arrears = said("m", "Arrearage")
+    assert type(failed(400, arrears, base_url=DASHSCOPE)) is errors.VendorQuotaExhausted
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (said(kind="invalid_request_error"), errors.Rejected),
+        (said(kind="BadRequestError", code=400), errors.Rejected),
+        (said(kind="authentication_error"), errors.VendorAuthFailed),
+        (said(kind="rate_limit_error"), errors.RateLimited),
+        (said(kind="overloaded_error"), errors.VendorOverloaded),
+        (said(kind="server_error"), errors.VendorFailed),
+        (said(code="Throttling.RateQuota"), errors.RateLimited),
+        (said(code="slow_down"), errors.VendorOverloaded),
+        (said(code="data_inspection_failed"), errors.ContentFiltered),
+        (said(code="model_not_found"), errors.VendorModelUnknown),
+        (said(code=401), errors.VendorAuthFailed),
+        (said(code=402), errors.VendorQuotaExhausted),
+        (said(code=408), errors.TimedOut),
+        (said(code="503"), errors.VendorOverloaded),
+        (said("the request exceeds the available context size, try increasing it"), errors.ContextTooLong),
+        (said("boom"), errors.VendorFailed),
+    ],
+)
+def test_error_inside_a_200_is_told_by_its_code_its_status_or_its_type(error: Any, expected: type) -> None:
+    found = within(error)
+    assert type(found) is expected
+    assert found.vendor_request_id == "r-9"
+
+
+@pytest.mark.parametrize("status", [*range(400, 600)])
+def test_every_status_has_a_class_and_5xx_may_be_tried_again(status: int) -> None:
+    found = failed(status, said())
+    assert found.vendor_status == status
+    assert found.retryable is (status >= 500 or status in (408, 409, 425, 429, 498, 499))
+
+
+def test_message_names_the_provider_and_the_status_and_quotes_the_vendor() -> None:
+    found = failed(400, said("Bad\n  value"), {"x-request-id": "req_7"})
+    assert found.message == "openai answered 400: Bad value"
+    assert found.vendor_request_id == "req_7"
+
+
+def test_keys_never_show() -> None:
+    message = "Wrong key secret-key-of-mine, or sk-proj-abcdef123456, or Bearer abc.def.ghi"
+    found = failed(401, said(message))
+    assert found.message == "openai answered 401: Wrong key …, or sk-…, or Bearer …"
+    assert "secret" not in failed(502, b"<html>secret-key-of-mine</html>").message
+
+
+def test_long_bodies_are_cut() -> None:
+    for body in (said("x" * 9000), b"<html>" + b"<p>y</p>" * 9000, b"z" * 9000):
+        assert len(failed(500, body).message) <= 500 + len("openai answered 500: ")
+
+
+def test_no_wait_is_told_where_waiting_does_not_help() -> None:
+    headers = {"retry-after": "5", "x-ratelimit-reset-requests": "6m0s"}
+    assert failed(400, said(), headers).retry_after is None
+    assert failed(401, said(), headers).retry_after is None
+    assert failed(429, said(), headers).retry_after == 5
+    assert failed(503, said(), headers).retry_after == 5
