@@ -98,9 +98,9 @@ def failure_of(chunk: Json) -> VendorMessage | None:
     choices = chunk.get("choices")
     if error and (not isinstance(error, dict) or any(error.values())):
         return read_error(chunk) or VendorMessage(message="(no message)")
-    if choices:
+    if isinstance(choices, list) and choices:
         errors = [choice["error"] for choice in choices if isinstance(choice, dict) and choice.get("error")]
-        return read_error({"error": errors[0]}) if isinstance(choices, list) and errors else None
+        return read_error({"error": errors[0]}) if errors else None
     base = chunk.get("base_resp")
     if (
         chunk.get("object") == "error"

@@ -25,6 +25,7 @@ from router.messages import (
     NamedTool,
     OtherPart,
     OtherTool,
+    Part,
     PlainText,
     Reasoning,
     Refusal,
@@ -251,7 +252,7 @@ class _Writer:
 
     def _said(self, role: str, message: System | User) -> Json:
         content = message.content
-        fields: Json = {"role": role, "content": content if type(content) is str else self._parts(content)}
+        fields: Json = {"role": role, "content": content if isinstance(content, str) else self._parts(content)}
         if message.name is not None:
             fields["name"] = message.name
         if message.extra:
@@ -262,7 +263,7 @@ class _Writer:
         content = message.content
         fields: Json = {"role": "assistant"}
         if content is not None:
-            fields["content"] = content if type(content) is str else self._parts(content)
+            fields["content"] = content if isinstance(content, str) else self._parts(content)
         elif message.tool_calls or message.refusal is not None or (self._own and message.extra):
             fields["content"] = None
         else:
@@ -273,7 +274,7 @@ class _Writer:
         if message.refusal is not None:
             fields["refusal"] = message.refusal
         thoughts = message.reasoning
-        if type(content) is tuple:
+        if isinstance(content, tuple):
             thoughts += tuple([part for part in content if isinstance(part, Reasoning)])
         if thoughts:
             self._add_reasoning(fields, thoughts, bool(message.tool_calls))
@@ -307,7 +308,7 @@ class _Writer:
 
     def _tool_result(self, message: ToolResult) -> Json:
         content = message.content
-        written = content if type(content) is str else self._parts(content)
+        written = content if isinstance(content, str) else self._parts(content)
         if message.call_id is None:
             fields: Json = {"role": "function", "name": message.name or "", "content": written}
         else:
@@ -322,12 +323,13 @@ class _Writer:
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
-    def _parts(self, content: Content) -> str | list[Json]:
+    def _parts(self, content: tuple[Part, ...]) -> str | list[Json]:
+        """The parts; an empty text where none is left. Thoughts are not content: `_add_reasoning` has them."""
         parts: list[Json] = []
         for part in content:
             if isinstance(part, OtherPart):
                 self._add_other(parts, part, "messages[*].content[*]")
-            elif not isinstance(part, str | Reasoning):
+            elif not isinstance(part, Reasoning):
                 item = _PART[type(part)](part)
                 if part.extra:
                     self._lay(part.extra, item, "messages[*].content[*].")

@@ -21,8 +21,18 @@ class Call:
     """One call: what is known of it, and what has not been given out yet."""
 
     __slots__ = (
-        *("arguments", "begun", "complete", "extras", "id", "kind", "name", "number", "slot"),
-        *("_depth", "_escaped", "_in_text"),
+        "_depth",
+        "_escaped",
+        "_in_text",
+        "arguments",
+        "begun",
+        "complete",
+        "extras",
+        "id",
+        "kind",
+        "name",
+        "number",
+        "slot",
     )
 
     def __init__(self) -> None:

@@ -66,6 +66,8 @@ def usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
 
 def _number(value: Any) -> int | None:
     """A count; some vendors write floats. Negative ones count as 0."""
+    if type(value) is int and 0 <= value < 1_000_000_000:
+        return value
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15:
         return max(round(value), 0)
     return None
@@ -76,7 +78,11 @@ def _negative(value: Any) -> bool:
 
 
 def _first(raw: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    return next((number for key in keys if (number := _number(raw.get(key))) is not None), None)
+    for key in keys:
+        number = _number(raw.get(key))
+        if number is not None:
+            return number
+    return None
 
 
 def _known(raw: Mapping[str, Any], *keys: str) -> int:

@@ -150,7 +150,7 @@ def test_deep_nesting_is_a_protocol_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["null", "[]", "[null]", '"x"', "1", "true", "{}", '{"choices":{}}', '{"choices":"x"}']
+    "value", ["null", "[]", "[null]", '"x"', "1", "true", "{}", '{"choices":{}}', '{"choices":"x"}', '{"choices":true}']
 )
 def test_odd_json_is_no_chunk_and_no_fault(value: str) -> None:
     odd = f"data: {value}\n\n".encode()
