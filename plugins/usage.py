@@ -57,11 +57,13 @@ class UsagePlugin:
                 yield event
         except BaseException as raised:
             error = raised
+            _adopt(trip)
             if isinstance(error, Exception) and _is_owed(trip, generated, error):
                 # an error may wait for the count, a cancellation may not
                 _record(trip, await self._estimate(call, generated))
             raise
         finally:
+            _adopt(trip)
             if _is_owed(trip, generated, error):
                 _record(trip, self._estimate_now(call, generated))
 
@@ -124,6 +126,12 @@ def _record(trip: Trip, usage: Usage) -> None:
     trip.usage = usage
     if trip.attempts:
         trip.attempts[-1].usage = usage
+
+
+def _adopt(trip: Trip) -> None:
+    """Of an answer that did not end, take what the vendor had told by then: some count in every frame."""
+    if trip.usage is None and trip.attempts:
+        trip.usage = trip.attempts[-1].usage
 
 
 def _is_owed(trip: Trip, generated: Generated, error: BaseException | None) -> bool:

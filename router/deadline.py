@@ -20,10 +20,21 @@ class Deadline:
     """Cancels a wait for the vendor when a limit has passed, as `TimedOut`.
 
     `asyncio.timeout` would do, but for two things: it may not stay open around a `yield` (PEP 789), and moving it
-    for every read costs a timer each.
+    for every read costs a timer each. Belongs to the task it is made in: that task must do the waiting.
     """
 
-    __slots__ = ("_expired", "_loop", "_mark", "_phase", "_task", "_timeouts", "_timer", "_total_at", "_who")
+    __slots__ = (
+        "_expired",
+        "_loop",
+        "_mark",
+        "_phase",
+        "_task",
+        "_timeouts",
+        "_timer",
+        "_total_at",
+        "_waiting",
+        "_who",
+    )
 
     def __init__(self, timeouts: Timeouts, total_at: float, who: str) -> None:
         """`total_at` is in the loop's time; `who` names the target in messages."""
@@ -33,7 +44,8 @@ class Deadline:
         self._who = who
         self._phase: Phase = "first_token"
         self._mark: float | None = self._loop.time()
-        self._task: asyncio.Task[object] | None = None
+        self._task = asyncio.current_task()
+        self._waiting = False
         self._expired: Phase | None = None
         self._timer = self._loop.call_at(self._due()[0], self._tick)
 
@@ -41,15 +53,15 @@ class Deadline:
         """The result of `step`, which waits for the vendor; `TimedOut` when a limit passes first."""
         if self._mark is None:
             self._mark = self._loop.time()
-        task = self._task = asyncio.current_task()
+        self._waiting = True
         try:
             return await step
         except asyncio.CancelledError:
-            if self._expired is None or task is None or task.uncancel() > 0:
+            if self._expired is None or self._task is None or self._task.uncancel() > 0:
                 raise
             raise self._error(self._expired) from None
         finally:
-            self._task = None
+            self._waiting = False
 
     def progress(self) -> None:
         """A delta has arrived: from now on `idle` counts, from the next wait on."""
@@ -80,7 +92,7 @@ class Deadline:
         now = self._loop.time()
         if due > now:
             self._arm(due)
-        elif self._task is not None:
+        elif self._waiting and self._task is not None:
             self._expired = phase
             self._task.cancel()
         else:

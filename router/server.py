@@ -51,6 +51,8 @@ def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers
         log_config=None,
         access_log=False,
         server_header=False,
+        # nothing here reads the client's scheme, and its address only for logs
+        proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(shutdown.grace + LAST_WORDS + 1),
