@@ -72,6 +72,8 @@ Content: TypeAlias = str | list[AnyPart]
 class FunctionCall(Node, kw_only=True):
     name: str
     arguments: str
+    parsed_arguments: Any = UNSET
+    """Not a request field: what OpenAI's client libraries make of `arguments`, and send back with the message."""
 
 
 class CustomCall(Node, kw_only=True):
@@ -119,6 +121,8 @@ class Assistant(Node, kw_only=True, tag_field="role", tag="assistant"):
     """Not OpenAI's: what DeepSeek, Qwen and others stream as reasoning, sent back."""
     annotations: Any = UNSET
     """Not a request field, but part of the answer that clients send back whole."""
+    parsed: Any = UNSET
+    """Not a request field: what OpenAI's client libraries make of `content`, and send back. Few vendors take it."""
 
 
 class Tool(Node, kw_only=True, tag_field="role", tag="tool"):

@@ -167,6 +167,23 @@ MESSAGES: list[tuple[dict[str, Any], Any]] = [
         Assistant(extra={"function_call": {"name": "f", "arguments": "{}"}}),
     ),
     ({"role": "assistant", "content": "a", "annotations": []}, Assistant("a", extra={"annotations": []})),
+    # what client libraries derived from the answer goes no further
+    ({"role": "assistant", "content": '{"a":1}', "parsed": {"a": 1}}, Assistant('{"a":1}')),
+    (
+        {
+            "role": "assistant",
+            "content": None,
+            "parsed": None,
+            "tool_calls": [
+                {
+                    "id": "1",
+                    "type": "function",
+                    "function": {"name": "f", "arguments": "{}", "parsed_arguments": {}},
+                }
+            ],
+        },
+        Assistant(tool_calls=(ToolCall("1", "f", "{}"),)),
+    ),
     ({"role": "tool", "tool_call_id": "1", "content": "42"}, ToolResult("1", "42")),
     (
         {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "42"}], "name": "f"},

@@ -244,3 +244,12 @@ async def test_parts_and_fields_reach_the_vendor_as_they_were_said() -> None:
         assert sent["chat_template_kwargs"] == {"enable_thinking": False}
         assert sent["temperature"] == 0
         assert not [name for name in request.headers if name.startswith(("x-stainless", "x-deltaway"))]
+
+
+@pytest.mark.usefixtures("library")
+async def test_what_the_library_parsed_comes_back_with_the_message_and_goes_no_further() -> None:
+    async with vendor(plays_hello) as played, served(application(config_for(played.url))) as url:
+        assert "parsed" in await does("returned", url)
+        _, sent, _ = played.requests[0].json()["messages"]
+        assert set(sent) <= {"role", "content", "tool_calls", "refusal"}
+        assert set(sent["tool_calls"][0]["function"]) == {"name", "arguments"}

@@ -299,6 +299,21 @@ def test_an_answer_that_was_cut_by_its_limit_is_not_parsed(client: OpenAI) -> No
     assert caught.value.completion.choices[0].finish_reason == "length"
 
 
+async def test_what_the_library_parsed_comes_back_with_the_message_and_goes_no_further() -> None:
+    """Strict vendors refuse the fields `parsed` and `parsed_arguments`, which no API has."""
+    tools: list[Any] = [openai.pydantic_function_tool(Weather)]
+    async with before(plays_hello) as (played, client):
+        called = await client.chat.completions.parse(model="mock/tools", messages=user("Hi"), tools=tools)
+        message = called.choices[0].message
+        (call,) = message.tool_calls or []
+        result: Any = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+        messages: list[Any] = [*user("Hi"), message, result]
+        await client.chat.completions.create(model="v/m", messages=messages, tools=tools)
+        _, sent, _ = played.requests[0].json()["messages"]
+        assert set(sent) == {"role", "content", "tool_calls"}
+        assert set(sent["tool_calls"][0]["function"]) == {"name", "arguments"}
+
+
 # -- what goes to the vendor -----------------------------------------------------------------------------------------
 
 
@@ -520,6 +535,25 @@ async def test_a_rate_limit_is_tried_again_after_the_time_the_vendor_asked_for()
         assert 0.95 < time.monotonic() - began < 5
 
 
+async def test_an_error_that_a_vendor_tells_within_its_200_is_raised_with_its_status_and_tried_again() -> None:
+    async def refuses(exchange: Exchange) -> None:
+        if len(played.requests) > 1:
+            await plays_hello(exchange)
+            return
+        await exchange.head()
+        await exchange.chunk(sse({"error": {"message": "slow down", "type": "rate_limit_error", "code": "429"}}))
+        await exchange.end()
+
+    async with before(refuses) as (played, client):
+        with pytest.raises(openai.RateLimitError):
+            await client.chat.completions.create(model="v/m", messages=user("Hi"), stream=True)
+        played.requests.clear()
+        again = client.with_options(max_retries=1)
+        stream = await again.chat.completions.create(model="v/m", messages=user("Hi"), stream=True)
+        assert said([chunk async for chunk in stream]) == "Hello"
+        assert len(played.requests) == 2
+
+
 async def test_a_failing_vendor_is_tried_again_and_a_stream_too() -> None:
     async with before(failing(1, 500), max_retries=1) as (played, client):
         stream = await client.chat.completions.create(model="v/m", messages=user("Hi"), stream=True)
@@ -624,9 +658,10 @@ def _identity(chunks: list[ChatCompletionChunk]) -> str:
     return chunks[0].id.removeprefix("mock-")
 
 
-def test_a_stream_has_data_lines_and_heartbeats_and_nothing_else(client: OpenAI) -> None:
+@pytest.mark.parametrize("model", ["mock/echo+slow-70", "mock/cut-3+slow-70", "impatient"])
+def test_a_stream_has_data_lines_and_heartbeats_and_nothing_else(client: OpenAI, model: str) -> None:
     """After an `id:` line the library takes a comment and a blank line for an event, and fails."""
-    asked: Any = {"model": "mock/echo+slow-70", "messages": user("one two three"), "stream": True}
+    asked: Any = {"model": model, "messages": user("one two three"), "stream": True}
     with client.chat.completions.with_streaming_response.create(**asked) as response:
         lines = b"".join(response.iter_bytes()).split(b"\n")
     beats = [number for number, line in enumerate(lines) if line == b": ping"]
@@ -634,6 +669,27 @@ def test_a_stream_has_data_lines_and_heartbeats_and_nothing_else(client: OpenAI)
     # no blank line of its own, which could end an event
     assert all(lines[number + 1] != b"" for number in beats)
     assert all(line.startswith(b"data: ") or line in (b"", b": ping") for line in lines)
+
+
+async def test_a_delta_is_with_the_client_before_the_vendor_says_more() -> None:
+    heard = asyncio.Event()
+
+    async def waits(exchange: Exchange) -> None:
+        await exchange.head()
+        for word in ("one", "two", "three"):
+            heard.clear()
+            await exchange.chunk(sse(delta(word)))
+            await heard.wait()
+        await exchange.chunk(sse(delta(finish="stop"), "[DONE]"))
+        await exchange.end()
+
+    async with before(waits, timeout=5) as (_, client):
+        words = []
+        async for chunk in await client.chat.completions.create(model="v/m", messages=user("Hi"), stream=True):
+            if said([chunk]):
+                words.append(said([chunk]))
+                heard.set()
+        assert words == ["one", "two", "three"]
 
 
 async def test_heartbeats_before_the_first_byte_keep_an_impatient_client() -> None:

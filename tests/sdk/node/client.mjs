@@ -174,6 +174,15 @@ const themes = {
     return { text, requestID, target: response.headers.get('x-deltaway-target'), type: response.headers.get('content-type') };
   },
 
+  // What the library made of an answer goes back with its message.
+  async returned() {
+    const strict = [{ type: 'function', function: { ...tools[0].function, strict: true } }];
+    const { message } = (await completions.parse({ ...asked('mock/tools'), tools: strict })).choices[0];
+    const result = { role: 'tool', tool_call_id: message.tool_calls[0].id, content: 'rain' };
+    await completions.create({ model: 'v/m', messages: [...user('Hi'), message, result] });
+    return Object.keys(message);
+  },
+
   async keys() {
     return {
       wrong: await failure(completions.create(asked('mock/echo'))),
