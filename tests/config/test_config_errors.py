@@ -224,7 +224,7 @@ VALUES = {
     ),
     "transport": (
         "providers: {a: {protocol: openai, transport: htpx}}\n",
-        "1:46: `providers.a.transport` must be one of aiohttp, httpx: did you mean `httpx`?",
+        "1:46: `providers.a.transport` must be one of native, aiohttp, httpx: did you mean `httpx`?",
     ),
     "framing-header": (
         "providers: {a: {protocol: openai, headers: {Content-Length: '3'}}}\n",
