@@ -13,7 +13,7 @@ import pytest
 
 CONFIG = """
 # so short that a heartbeat falls between most deltas of `slow-…`, and before the headers of a slow vendor
-server: {heartbeat: 20ms, shutdown: {delay: 0s, grace: 1s}}
+server: {heartbeat: 20ms, body_limit: 1MiB, shutdown: {delay: 0s, grace: 1s}}
 providers:
   mock: {protocol: mock, models: [echo, tools]}
 models:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from support.serving import application, config_for, served
 from support.vendor import Exchange, delta, plays_hello, sse, vendor
 
 FOLDER = Path(__file__).parent / "node"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "clients.md"
 INSTALLED = FOLDER / "node_modules" / ".package-lock.json"
 
 pytestmark = pytest.mark.needs("node", "npm")
@@ -34,13 +36,13 @@ def _pins(lock: Path) -> dict[str, str]:
     return {name: package["integrity"] for name, package in packages.items() if name}
 
 
-async def does(theme: str, url: str) -> Any:
-    """What the library makes of the theme."""
+async def node(*words: str, **environment: str) -> bytes:
+    """What a script prints that may import the library."""
     process = await asyncio.create_subprocess_exec(
         "node",
-        str(FOLDER / "client.mjs"),
-        theme,
-        f"{url}/v1",
+        *words,
+        cwd=FOLDER,
+        env={**os.environ, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -51,7 +53,12 @@ async def does(theme: str, url: str) -> Any:
             process.kill()
             await process.wait()
     assert process.returncode == 0, err.decode()
-    return json.loads(out)
+    return out
+
+
+async def does(theme: str, url: str) -> Any:
+    """What the library makes of the theme."""
+    return json.loads(await node("client.mjs", theme, f"{url}/v1"))
 
 
 @pytest.mark.usefixtures("library")
@@ -77,6 +84,15 @@ class TestAnswers:
             assert stream["error"] is None
         assert found["plain"]["usage"] is None
         assert found["counted"]["usage"]["prompt_tokens"] == 3
+
+    async def test_address_and_key_may_come_from_the_environment(self, gateway_url: str) -> None:
+        out = await node("client.mjs", "environment", OPENAI_BASE_URL=f"{gateway_url}/v1", OPENAI_API_KEY="any")
+        assert json.loads(out) == "one two three"
+
+    async def test_the_example_of_the_documentation_runs(self, gateway_url: str) -> None:
+        (example,) = re.findall(r"```js\n(.*?)```", DOCUMENT.read_text("utf-8"), re.S)
+        script = example.replace("http://127.0.0.1:8080", gateway_url)
+        assert await node("--input-type=module", "--eval", script) == b"Hello"
 
     async def test_several_choices(self, gateway_url: str) -> None:
         assert await does("choices", gateway_url) == ["one two three"] * 2
@@ -140,6 +156,7 @@ class TestErrors:
             "mock/error-503": ("InternalServerError", 503, "provider_overloaded"),
             "nosuch/model": ("NotFoundError", 404, "model_not_found"),
             "wrong": ("BadRequestError", 400, "invalid_type"),
+            "large": ("APIError", 413, "request_too_large"),
             "path": ("NotFoundError", 404, "not_found"),
         }
         assert set(found) == set(wanted)
@@ -168,12 +185,13 @@ class TestErrors:
     async def test_keys_are_asked_for(self) -> None:
         config = """
 providers: {mock: {protocol: mock}}
-plugins: [logging, {auth: {keys: [{key: key-1, name: one}]}}, usage]
+plugins: [logging, {auth: {keys: [{key: key-1, name: one, models: [mock/echo]}]}}, usage]
 """
         async with served(application(config)) as url:
             found = await does("keys", url)
         assert (found["wrong"]["class"], found["wrong"]["code"]) == ("AuthenticationError", "invalid_api_key")
         assert found["right"] == "one two three"
+        assert (found["other"]["class"], found["other"]["status"]) == ("PermissionDeniedError", 403)
 
     async def test_a_rate_limit_is_tried_again_after_the_time_the_vendor_asked_for(self) -> None:
         tries = iter([429, 200])

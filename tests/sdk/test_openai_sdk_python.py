@@ -6,9 +6,11 @@ every 20 ms. Where it matters what the vendor is asked, or when, the vendor play
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import openai
@@ -20,6 +22,7 @@ from pydantic import BaseModel
 from support.serving import application, config_for, served
 from support.vendor import Exchange, Script, Vendor, completion, delta, plays_hello, sse, usage_chunk, vendor
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "clients.md"
 Kind = Literal["sync", "async"]
 both_kinds = pytest.mark.parametrize("kind", ["sync", "async"])
 
@@ -110,6 +113,22 @@ async def test_a_whole_answer(gateway_url: str, kind: Kind) -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 3, 6)
     assert answer._request_id is not None
     assert answer._request_id.startswith("req_")
+
+
+def test_address_and_key_may_come_from_the_environment(gateway_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{gateway_url}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    with OpenAI() as client:
+        answer = client.chat.completions.create(model="mock/echo", messages=user("Hi"))
+    assert answer.choices[0].message.content == "Hi"
+
+
+def test_the_example_of_the_documentation_runs(gateway_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.S)
+    scope: dict[str, Any] = {}
+    exec(example.replace("http://127.0.0.1:8080", gateway_url), scope)
+    scope["client"].close()
+    assert capsys.readouterr().out == "Hello"
 
 
 @both_kinds
@@ -255,6 +274,15 @@ def test_custom_tools_are_called_with_free_text(client: OpenAI) -> None:
     (call,) = answer.choices[0].message.tool_calls or []
     assert call.type == "custom"
     assert (call.custom.name, call.custom.input) == ("sql", "text")
+
+
+def test_the_stream_helper_does_not_add_up_a_custom_tools_call(client: OpenAI) -> None:
+    """It knows a function's alone, whoever answers; the documentation says so."""
+    tools: list[Any] = [{"type": "custom", "custom": {"name": "sql"}}]
+    with client.chat.completions.stream(model="mock/tools", messages=user("Hi"), tools=tools) as stream:
+        stream.until_done()
+        with pytest.raises(AttributeError):
+            stream.get_final_completion()
 
 
 def test_the_old_functions_are_answered_in_the_old_form(client: OpenAI) -> None:

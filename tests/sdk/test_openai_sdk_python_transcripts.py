@@ -249,7 +249,7 @@ async def test_every_recorded_stream_is_read_by_the_stream_helper() -> None:
     def custom(one: Case) -> bool:
         return any(call.kind == "custom" for choice in one.answer.choices for call in choice.tool_calls())
 
-    # the helper takes every streamed tool call for a function's, also OpenAI's own
+    # the helper adds up calls of functions alone, whoever answers
     assert await all_of([one for one in CASES if not one.fails and not custom(one)], helps) == {}
 
 

@@ -133,6 +133,7 @@ const themes = {
       ];
     }
     found.wrong = [await failure(completions.create({ ...asked('mock/echo'), messages: [{ role: 'user', content: 5 }] }))];
+    found.large = [await failure(completions.create(asked('mock/echo', 'x'.repeat(4_000_000))))];
     found.path = [await failure(client.get('/no/such/thing'))];
     return found;
   },
@@ -184,10 +185,16 @@ const themes = {
   },
 
   async keys() {
+    const known = new OpenAI({ ...options, apiKey: 'key-1' }).chat.completions;
     return {
       wrong: await failure(completions.create(asked('mock/echo'))),
-      right: (await new OpenAI({ ...options, apiKey: 'key-1' }).chat.completions.create(asked('mock/echo'))).choices[0].message.content,
+      right: (await known.create(asked('mock/echo'))).choices[0].message.content,
+      other: await failure(known.create(asked('mock/tools'))),
     };
+  },
+
+  async environment() {
+    return (await new OpenAI().chat.completions.create(asked('mock/echo'))).choices[0].message.content;
   },
 
   // -- of a vendor that plays a script: `v/m`
