@@ -233,7 +233,7 @@ def _tools(asked: wire.ChatCompletionRequest, extra: Extra) -> tuple[tuple[Tool,
     choice: ToolChoice | None = None
     match asked.tool_choice:
         case None:
-            choice = _deprecated_choice(asked.function_call)
+            choice = _deprecated_choice(asked.function_call, extra)
         case "none" | "auto" | "required" as word:
             choice = word
         case str() as word:
@@ -284,8 +284,10 @@ def _choice(
     return NamedTool(inner.name, "custom" if isinstance(choice, wire.CustomChoice) else "function")
 
 
-def _deprecated_choice(choice: Any) -> ToolChoice | None:
+def _deprecated_choice(choice: Any, extra: Extra) -> ToolChoice | None:
     if isinstance(choice, wire.NamedFunction):
+        if choice.unknown is not None:
+            extra["function_call"] = choice.unknown.fields
         return NamedTool(choice.name, deprecated=True)
     word: ToolChoice | None = choice
     return word
