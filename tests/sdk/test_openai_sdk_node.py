@@ -250,6 +250,17 @@ class TestLeaving:
 
 
 @pytest.mark.usefixtures("library")
+async def test_heartbeats_before_the_first_byte_keep_an_impatient_client() -> None:
+    async def slow(exchange: Exchange) -> None:
+        await asyncio.sleep(1.0)
+        await plays_hello(exchange)
+
+    config = "{heartbeat: 50ms}"
+    async with vendor(slow) as played, served(application(config_for(played.url, server=config))) as url:
+        assert await does("impatient", url) == "Hello"
+
+
+@pytest.mark.usefixtures("library")
 async def test_parts_and_fields_reach_the_vendor_as_they_were_said() -> None:
     async with vendor(plays_hello) as played, served(application(config_for(played.url))) as url:
         assert await does("extra", url) == "Hello"

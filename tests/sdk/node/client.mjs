@@ -213,6 +213,13 @@ const themes = {
     return await staying(await failure(new OpenAI({ ...options, timeout: 300 }).chat.completions.create(asked('v/m'))));
   },
 
+  async impatient() {
+    let text = '';
+    const hasty = new OpenAI({ ...options, timeout: 600 }).chat.completions;
+    for await (const chunk of await hasty.create({ ...asked('v/m'), stream: true })) text += chunk.choices[0]?.delta.content ?? '';
+    return text;
+  },
+
   async aborted() {
     const controller = new AbortController();
     const stream = await completions.create({ ...asked('v/m'), stream: true }, { signal: controller.signal });
