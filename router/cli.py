@@ -90,7 +90,8 @@ def models(url: str, key: str | None) -> None:
     table = Table("model", "provider", "available", box=None, header_style="bold")
     for model in found:
         missing = ", ".join(model.get("missing", ()))
-        table.add_row(model["id"], model["owned_by"], "yes" if model["available"] else f"no: set {missing}")
+        available = "yes" if model.get("available", True) else f"no: set {missing}"
+        table.add_row(model["id"], model["owned_by"], available)
     Console().print(table)
 
 
@@ -123,15 +124,21 @@ def _turn(model: str, messages: list[dict[str, str]], text: str, url: str, key: 
     messages.append({"role": "user", "content": text})
 
     def printed(client: "Client") -> str:
-        answer = []
-        for kind, piece in client.chat(model, messages):
-            if kind == "text":
-                answer.append(piece)
-                click.echo(piece, nl=False)
-            else:
-                click.echo(click.style(piece, dim=True), nl=False, err=True)
-            sys.stdout.flush()
-        click.echo()
+        answer, before = [], ""
+        try:
+            for kind, piece in client.chat(model, messages):
+                if kind == "text":
+                    if before == "reasoning":
+                        click.echo("\n", err=True)
+                    answer.append(piece)
+                    click.echo(piece, nl=False)
+                else:
+                    click.echo(click.style(piece, dim=True), nl=False, err=True)
+                before = kind
+        finally:
+            # an error has a line of its own
+            if before:
+                click.echo()
         return "".join(answer)
 
     messages.append({"role": "assistant", "content": _asked(printed, url, key)})

@@ -3,6 +3,7 @@
 import http.client
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,37 +18,58 @@ class Client:
     """Talks to the gateway at `url` with `key`, if it wants one."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        self._url = url.rstrip("/")
+        try:
+            parts = urlsplit(url)
+            self._host, self._port = parts.hostname or "", parts.port
+            if parts.scheme not in ("http", "https") or not self._host:
+                raise ValueError
+        except ValueError:
+            message = f"`{url}` is not the address of a gateway: write it like http://127.0.0.1:8080"
+            raise GatewayError(message) from None
+        self._url = url
+        self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        # the address that other clients are given ends in /v1
+        self._path = parts.path.rstrip("/").removesuffix("/v1")
         self._key = key
 
     def models(self) -> list[dict[str, Any]]:
-        response = self._request("GET", "/v1/models", None)
-        models: list[dict[str, Any]] = json.loads(response.read())["data"]
-        return models
+        with self._understood():
+            response = self._request("GET", "/v1/models", None)
+            models: list[dict[str, Any]] = json.loads(response.read())["data"]
+            return models
 
     def chat(self, model: str, messages: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
         """The answer as it comes: pairs of `reasoning`, `text` or `note`, and the words."""
         body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
-        response = self._request("POST", "/v1/chat/completions", body)
-        parser, done = SseParser(salvage=True), False
-        while not done and (data := response.read1(65536)):
-            for frame in parser.feed(data):
-                if frame.data == b"[DONE]":
-                    done = True
-                    break
-                yield from _pieces(json.loads(frame.data))
-        if not done:
-            raise GatewayError("the answer was cut: the stream ended before its end")
+        with self._understood():
+            response = self._request("POST", "/v1/chat/completions", body)
+            parser, done = SseParser(salvage=True), False
+            while not done and (data := response.read1(65536)):
+                for frame in parser.feed(data):
+                    if frame.data == b"[DONE]":
+                        done = True
+                        break
+                    yield from _pieces(json.loads(frame.data))
+            if not done:
+                raise GatewayError("the answer was cut: the stream ended before its end")
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """What breaks while an answer is read becomes words."""
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            raise GatewayError(f"the connection to {self._url} broke in the middle of the answer ({error})") from None
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise GatewayError(f"what answers at {self._url} does not speak as a gateway does ({error})") from None
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
-        parts = urlsplit(self._url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=600)
+        connection = self._connection(self._host, self._port, timeout=600)
         headers = {"content-type": "application/json"}
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
         try:
-            connection.request(method, parts.path + path, None if body is None else json.dumps(body), headers)
+            connection.request(method, self._path + path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise GatewayError(

@@ -2,7 +2,10 @@
 
 import ipaddress
 import os
+import shlex
+import shutil
 import socket
+import sys
 from collections.abc import Iterator
 
 import uvicorn
@@ -57,10 +60,14 @@ def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(shutdown.grace + LAST_WORDS + 1),
     )
-    if workers == 1:
-        uvicorn.Server(settings).run(sockets=[listening])
-    else:
+    if workers > 1:
         Multiprocess(settings, sockets=[listening]).run()
+        return
+    try:
+        uvicorn.Server(settings).run(sockets=[listening])
+    except KeyboardInterrupt:
+        # uvicorn raises Ctrl-C anew once it has stopped in good order
+        return
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -82,12 +89,25 @@ def greeting(gateway: Gateway, url: str) -> Iterator[str]:
     """What to try next."""
     listed = [model for model in gateway.catalog.models() if model.available]
     first = listed[0].id if listed else "mock/echo"
-    key = '-H "Authorization: Bearer $DELTAWAY_ADMIN_KEY" ' if gateway.authenticator is not None else ""
+    header = key = ""
+    if gateway.authenticator is not None:
+        variable = "DELTAWAY_ADMIN_KEY" if os.environ.get("DELTAWAY_ADMIN_KEY") else "DELTAWAY_API_KEY"
+        header, key = f'-H "Authorization: Bearer ${variable}" ', f' --key "${variable}"'
     yield f"Deltaway serves {url}/v1 · {len(listed)} models ready"
     for row in gateway.loaded.config.providers.values():
         if row.missing:
             yield f"  provider {row.name} waits for {', '.join(row.missing)}"
     yield "Try:"
-    yield f"  curl -N {url}/v1/chat/completions {key}-H 'content-type: application/json' \\"
+    yield f"  curl -N {url}/v1/chat/completions {header}-H 'content-type: application/json' \\"
     yield f"""    -d '{{"model":"{first}","stream":true,"messages":[{{"role":"user","content":"Hello"}}]}}'"""
-    yield f"  deltaway chat --url {url} -m {first} Hello"
+    yield f"  {command(sys.argv[0])} chat --url {url}{key} -m {first} Hello"
+
+
+def command(called: str, path: str | None = None) -> str:
+    """How a shell finds `deltaway`: by its name, or as it was `called` where it stands in no directory of `path`.
+
+    `make serve` runs it out of the virtual environment, which few people have in their PATH.
+    """
+    if os.path.basename(called) != "deltaway" or shutil.which("deltaway", path=path):
+        return "deltaway"
+    return shlex.quote(called)

@@ -5,14 +5,18 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from router.server import command
 
 COMMAND = [sys.executable, "-m", "router"]
 ENVIRONMENT = {
@@ -134,6 +138,8 @@ def test_chat_and_models_talk_to_the_server(tmp_path: Path) -> None:
         assert "ehco" in wrong.stderr
         cut = deltaway("chat", "--url", server.url, "-m", "mock/cut-2", "hello", cwd=tmp_path)
         assert cut.returncode == 1
+        # what came stands in a line of its own, before the error
+        assert cut.stdout == "lorem ipsum\n"
         listed = deltaway("models", "--url", server.url, cwd=tmp_path, COLUMNS="120")
         assert "mock/echo" in listed.stdout
 
@@ -238,3 +244,91 @@ def test_help_is_there_for_every_command(tmp_path: Path) -> None:
         helped = deltaway(*words, "--help", cwd=tmp_path)
         assert helped.returncode == 0
         assert "Usage" in helped.stdout
+
+
+@contextmanager
+def answering(*answers: bytes) -> Iterator[str]:
+    """A server that is no gateway: gives each connection the next of these answers, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.join(10)
+
+
+PAGE = b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 13\r\n\r\n<html></html>"
+STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+CHUNK = b'data: {"choices": [{"index": 0, "delta": {"content": "half"}}]}\n\n'
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "127.0.0.1", "http://", "http://[", "http://x:port", "ftp://x"])
+def test_an_address_that_is_none_is_told(tmp_path: Path, url: str) -> None:
+    told = deltaway("models", "--url", url, cwd=tmp_path)
+    assert told.returncode == 1
+    assert "http://127.0.0.1:8080" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_the_address_that_other_clients_are_given_will_do(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        answer = deltaway("chat", "hello", cwd=tmp_path, DELTAWAY_URL=f"{server.url}/v1/")
+        assert answer.stdout == "hello\n"
+
+
+def test_a_server_that_is_no_gateway_is_told(tmp_path: Path) -> None:
+    with answering(PAGE, PAGE, STREAM + b"%x\r\n%s\r\n0\r\n\r\n" % (9, b"data: 1\n\n")) as url:
+        for words in (("models",), ("chat", "hello"), ("chat", "hello")):
+            told = deltaway(*words, "--url", url, cwd=tmp_path)
+            assert told.returncode == 1
+            assert "Traceback" not in told.stderr
+            assert "Error" in told.stderr
+
+
+def test_a_gateway_that_dies_in_the_middle_of_an_answer_is_told(tmp_path: Path) -> None:
+    with answering(STREAM + b"%x\r\n%s\r\n" % (len(CHUNK), CHUNK)) as url:
+        told = deltaway("chat", "--url", url, "hello", cwd=tmp_path)
+    assert told.returncode == 1
+    assert told.stdout == "half\n"
+    assert "in the middle" in " ".join(told.stderr.split())
+    assert "Traceback" not in told.stderr
+
+
+def test_ctrl_c_ends_the_server_in_good_order(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.process.send_signal(signal.SIGINT)
+        said = server.process.communicate(timeout=10)[0]
+        assert server.process.returncode == 0
+        assert "Aborted" not in said
+        assert "Traceback" not in said
+
+
+def test_the_greeting_names_a_command_that_the_shell_finds(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    found = tmp_path / "bin" / "deltaway"
+    found.touch(0o755)
+    here, elsewhere = str(found.parent), str(tmp_path)
+    assert command(".venv/bin/deltaway", elsewhere) == ".venv/bin/deltaway"
+    assert command("/a b/deltaway", elsewhere) == "'/a b/deltaway'"
+    assert command(str(found), here) == "deltaway"
+    # started as a module: there is no better name
+    assert command("router/__main__.py", elsewhere) == "deltaway"
+
+
+@pytest.mark.parametrize("variable", ["DELTAWAY_ADMIN_KEY", "DELTAWAY_API_KEY"])
+def test_with_auth_the_greeting_shows_where_the_key_goes(tmp_path: Path, variable: str) -> None:
+    key = "a-key-of-this-test-0123456789"
+    (tmp_path / "providers.yaml").write_text(f"plugins: [{{auth: {{keys: [{{key: {key}, name: me}}]}}}}]\n")
+    with serving(tmp_path, **{variable: f"{key}-of-the-environment"}) as server:
+        assert f'-H "Authorization: Bearer ${variable}"' in server.greeting
+        assert f'--key "${variable}"' in server.greeting
+        assert key not in server.greeting
+        assert deltaway("chat", "--url", server.url, "hi", cwd=tmp_path).returncode == 1
+        assert deltaway("chat", "--url", server.url, "--key", key, "hi", cwd=tmp_path).stdout == "hi\n"
