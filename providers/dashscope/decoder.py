@@ -50,8 +50,11 @@ _IN_MESSAGE: Final = frozenset({"role", "content", "reasoning_content", "tool_ca
 class AnswerDecoder:
     """Decodes one response. `client` is the protocol the client speaks, `request_id` that of the response's head."""
 
-    def __init__(self, source: str, model: str, client: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: str, model: str, client: str, headers: Mapping[str, str], key: str | None = None
+    ) -> None:
         self._source = source
+        self._key = key
         self._model = model
         self._client = client
         self._headers = headers
@@ -139,7 +142,8 @@ class AnswerDecoder:
         if status is None and isinstance(value, dict) and isinstance(value.get("status_code"), int):
             status = value["status_code"]
         status = status or said.status
-        return classify(said, status if status and status >= 400 else 200, source=self._source, headers=self._headers)
+        status = status if status and status >= 400 else 200
+        return classify(said, status, source=self._source, headers=self._headers, key=self._key)
 
 
 class _Choice:
@@ -282,6 +286,8 @@ def _is_error(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     code = value.get("code")
-    if isinstance(code, str) and code and code.lower() not in ("200", "success"):
+    if type(code) is int:
+        code = str(code)
+    if isinstance(code, str) and code and code.lower() not in ("0", "200", "success"):
         return True
     return bool(value.get("error")) and not value.get("output")

@@ -21,7 +21,7 @@ from router.errors import (
     VendorOverloaded,
     VendorQuotaExhausted,
 )
-from router.wire.vendor_error import VendorMessage, retry_after
+from router.wire.vendor_error import VendorMessage, retry_after, without_key
 
 # Beginnings of codes in lower case; the first that fits counts.
 _CODES: Final[tuple[tuple[str, type[ProviderError]], ...]] = (
@@ -92,10 +92,19 @@ _STRING_ONLY: Final = re.compile(r"content must be a string", re.I)
 
 
 def classify(
-    said: VendorMessage, status: int, *, source: str, headers: Mapping[str, str] | None = None
+    said: VendorMessage,
+    status: int,
+    *,
+    source: str,
+    headers: Mapping[str, str] | None = None,
+    key: str | None = None,
 ) -> ProviderError:
-    """The error for what the vendor said. `status` is the true one, also for an error within a 200."""
+    """The error for what the vendor said. `status` is the true one, also for an error within a 200.
+
+    `key` is our own, which vendors quote.
+    """
     headers = headers or {}
+    said = without_key(said, key)
     kind = _kind(said, status)
     return kind(
         f"`{source}` answered: {said.message}",

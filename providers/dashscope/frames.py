@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-import msgspec
 from msgspec import Struct
 
 from router.errors import ProtocolViolated, StreamCut
 from router.sse import MAX_EVENT
+from router.wire.vendor_json import BROKEN, decoded
 
 MAX_WHOLE: Final = 64 * 1024 * 1024
 """Bytes of an answer that is not streamed."""
@@ -16,7 +16,9 @@ MAX_WHOLE: Final = 64 * 1024 * 1024
 _MAX_LINES: Final = 1000
 """Lines that one JSON value may be spread over."""
 
-_NO_JSON: Final = object()
+_MAX_TRIED: Final = 4 * MAX_EVENT
+"""Bytes that may be read again and again to see whether such a value is complete."""
+
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 """A byte order mark and white space, which may come before the answer."""
 _STATUS: Final = re.compile(rb":?\s*(?:HTTP_STATUS/|status:)\s*(\d{3})")
@@ -48,6 +50,7 @@ class Frames:
         self._status: int | None = None
         self._begun: Said | None = None
         self._lines = 0
+        self._tried = 0
 
     def feed(self, data: bytes) -> Iterator[Said]:
         if self._format is None:
@@ -87,8 +90,8 @@ class Frames:
         rest = bytes(self._tail)
         self._tail.clear()
         if self._format == "whole":
-            value = _decoded(rest)
-            if value is _NO_JSON:
+            value = decoded(rest)
+            if value is BROKEN:
                 raise ProtocolViolated(f"`{self._source}` answered with JSON that is broken or cut short")
             yield Said(value)
         elif self._format == "frames":
@@ -126,13 +129,15 @@ class Frames:
             return None
         if self._begun is not None:
             failed, status = failed or self._begun.failed, status or self._begun.status
-            for joint in (b"\n", b""):
-                value = _decoded(self._begun.value + joint + data)
-                if value is not _NO_JSON:
+            # a piece that does not close the value is not tried: each try reads all pieces
+            for joint in (b"\n", b"") if data.endswith((b"}", b"]")) else ():
+                self._tried += len(self._begun.value)
+                value = decoded(self._begun.value + joint + data)
+                if value is not BROKEN:
                     self._begun = None
                     return Said(value, failed, status)
-        value = _decoded(data)
-        if value is not _NO_JSON and self._begun is None:
+        value = decoded(data)
+        if value is not BROKEN and self._begun is None:
             return Said(value, failed, status)
         self._begin(data, failed, status, whole=isinstance(value, dict))
         return None
@@ -141,18 +146,13 @@ class Frames:
         """Keep a piece of JSON for the next lines to complete."""
         begun = self._begun.value + b"\n" + data if self._begun is not None else data
         self._lines = self._lines + 1 if self._begun is not None else 1
+        self._tried = self._tried if self._begun is not None else 0
         if (
             whole
             or self._lines > _MAX_LINES
+            or self._tried > _MAX_TRIED
             or len(begun) > MAX_EVENT
             or not (failed or begun.startswith((b"{", b"[")))
         ):
             raise ProtocolViolated(f"`{self._source}` sent a frame that is not JSON")
         self._begun = Said(begun, failed, status)
-
-
-def _decoded(data: bytes) -> Any:
-    try:
-        return msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):
-        return _NO_JSON

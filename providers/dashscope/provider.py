@@ -54,6 +54,7 @@ class DashScope:
         self._options = options if isinstance(options, Options) else Options()
         self._base_url = settings.base_url.rstrip("/")
         self._parameters = frozenset(self._options.parameters)
+        self._key = settings.api_key
         self._lessons = Lessons()
         self._headers = {"content-type": "application/json", "accept": "application/json"}
         if settings.api_key:
@@ -89,11 +90,11 @@ class DashScope:
         )
 
     def decoder(self, request: ChatRequest, target: Target, sent: HttpRequest, head: HttpHead) -> Decoder:
-        return AnswerDecoder(str(target), target.model, request.protocol, head.headers)
+        return AnswerDecoder(str(target), target.model, request.protocol, head.headers, self._key)
 
     def error(self, response: HttpError, target: Target) -> ProviderError:
         said = extract_error(response.body, response.headers.get("content-type"))
-        return classify(said, response.status, source=str(target), headers=response.headers)
+        return classify(said, response.status, source=str(target), headers=response.headers, key=self._key)
 
     def learn(self, error: ProviderError, target: Target, sent: HttpRequest) -> bool:
         """Whether the request, encoded anew, differs from `sent` by what the error says.

@@ -245,7 +245,7 @@ class _Writer:
         match self.request.tool_choice:
             case "none" | "auto" as word:
                 return word
-            case NamedTool(name=name):
+            case NamedTool(name=name, kind="function"):
                 return {"type": "function", "function": {"name": name}}
             case "required" | AllowedTools(mode="required"):
                 if len(tools) == 1:
@@ -341,7 +341,10 @@ class _Writer:
                     "type": "json_schema",
                     "json_schema": {key: value for key, value in schema.items() if value is not None},
                 }
-                self.dropped.extend(f"response_format.{key}" for key in wanted.extra)
+                for key, value in wanted.extra.items():
+                    # fields of the inner object stand under its name
+                    names = [f"{key}.{inner}" for inner in value] if key == "json_schema" else [key]
+                    self.dropped.extend(f"response_format.{name}" for name in names)
             case _:
                 self.dropped.append("response_format")
 

@@ -57,13 +57,11 @@ class OpenAI:
         return HttpRequest(self._address(target.model), headers.copy(), _encode(body), request.stream, dropped=dropped)
 
     def decoder(self, request: ChatRequest, target: Target, sent: HttpRequest, head: HttpHead) -> ChatDecoder:
-        return ChatDecoder(request, target, head, self._options, quota_refills=self._quota_refills)
+        return ChatDecoder(request, target, head, self._options, quota_refills=self._quota_refills, key=self._key)
 
     def error(self, response: HttpError, target: Target) -> ProviderError:
         said = extract_error(response.body, response.headers.get("content-type"))
-        if self._key is not None and self._key in said.message:
-            said = msgspec.structs.replace(said, message=said.message.replace(self._key, "…"))
-        failures = Failures(target.provider, response.headers, quota_refills=self._quota_refills)
+        failures = Failures(target.provider, response.headers, quota_refills=self._quota_refills, key=self._key)
         return failures.answered(said, response.status)
 
     def learn(self, error: ProviderError, target: Target, sent: HttpRequest) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from providers.openai.answer import Answer
 from providers.openai.errors import Failures
 from providers.openai.options import Options
-from providers.openai.reading import BROKEN, decoded, lines_of
+from providers.openai.reading import lines_of
 from providers.openai.template import Template, template_of
 from router.errors import ProviderError
 from router.events import Event, ReasoningDelta, TextDelta, Usage
@@ -19,6 +19,7 @@ from router.messages import ChatRequest
 from router.provider import HttpHead, Target
 from router.sse import Frame, SseParser
 from router.wire.vendor_error import extract_error
+from router.wire.vendor_json import BROKEN, decoded
 
 MAX_BODY: Final = 64 * 1024 * 1024
 """Bytes a whole answer may have."""
@@ -39,9 +40,16 @@ class ChatDecoder:
     """Decodes one response. See `router.provider.Decoder`."""
 
     def __init__(
-        self, request: ChatRequest, target: Target, head: HttpHead, options: Options, *, quota_refills: bool
+        self,
+        request: ChatRequest,
+        target: Target,
+        head: HttpHead,
+        options: Options,
+        *,
+        quota_refills: bool,
+        key: str | None = None,
     ) -> None:
-        self._failures = Failures(target.provider, head.headers, quota_refills=quota_refills)
+        self._failures = Failures(target.provider, head.headers, quota_refills=quota_refills, key=key)
         self._answer = Answer(target.model, len(request.messages), options, self._failures)
         self._content_type = head.headers.get("content-type", "").lower()
         self._kind: Literal["unknown", "stream", "json", "page"] = "unknown"
@@ -75,8 +83,7 @@ class ChatDecoder:
             return self._whole(b"".join(self._body))
         if self._kind == "page":
             self._over = True
-            page = extract_error(b"".join(self._body), "text/html").message
-            raise self._failures.violated(f"a web page came instead of a completion; check base_url. It says: {page}")
+            raise self._failures.page(extract_error(b"".join(self._body), "text/html"))
         return self._ended(self._frames(self._parser.finish()), told=False)
 
     # -- what the body is ------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from router.errors import (
     VendorOverloaded,
     VendorQuotaExhausted,
 )
-from router.wire.vendor_error import VendorMessage, retry_after
+from router.wire.vendor_error import VendorMessage, retry_after, without_key
 
 ErrorClass = type[ProviderError]
 
@@ -162,17 +162,21 @@ def _flagged(said: VendorMessage) -> bool:
 class Failures:
     """Makes the errors of one response, in the name of the provider that sent it."""
 
-    __slots__ = ("_headers", "_provider", "_quota_refills", "_request_id")
+    __slots__ = ("_headers", "_key", "_provider", "_quota_refills", "_request_id")
 
-    def __init__(self, provider: str, headers: Mapping[str, str], *, quota_refills: bool) -> None:
+    def __init__(
+        self, provider: str, headers: Mapping[str, str], *, quota_refills: bool, key: str | None = None
+    ) -> None:
         self._provider = provider
         self._headers = headers
+        self._key = key
         self._quota_refills = quota_refills
         ids = (headers.get(name) for name in ("x-request-id", "request-id", "apim-request-id", "cf-ray"))
         self._request_id = next((value for value in ids if value), None)
 
     def answered(self, said: VendorMessage, status: int) -> ProviderError:
         """A response that is not a 2xx. Only where a wait may help is there a time to wait."""
+        said = without_key(said, self._key)
         waits = status in (408, 409, 425, 429) or status >= 500
         return classify(said, status, quota_refills=self._quota_refills)(
             f"{self._provider} answered {status}: {said.message}",
@@ -185,6 +189,7 @@ class Failures:
 
     def within(self, said: VendorMessage, status: int | None = None) -> ProviderError:
         """An error inside a 200. `status` is what the vendor says it would have been."""
+        said = without_key(said, self._key)
         return classify(said, status, quota_refills=self._quota_refills)(
             f"{self._provider} failed within its answer: {said.message}",
             param=said.param,
@@ -204,6 +209,10 @@ class Failures:
 
     def cut(self, what: str) -> StreamCut:
         return StreamCut(f"{self._provider} {what}", vendor_request_id=self._request_id)
+
+    def page(self, said: VendorMessage) -> ProtocolViolated:
+        text = without_key(said, self._key).message
+        return self.violated(f"a web page came instead of a completion; check base_url. It says: {text}")
 
     def violated(self, what: str, code: str | None = None) -> ProtocolViolated:
         return ProtocolViolated(

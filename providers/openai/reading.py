@@ -3,24 +3,17 @@
 Each accepts what has been seen in the field for the place it reads; nothing here keeps state or makes events.
 """
 
-import json
 from typing import Any, Final, Literal, TypeAlias
-
-import msgspec
 
 from providers.openai.usage import counts
 from router.errors import ProviderError, VendorFailed, VendorOverloaded
 from router.events import FinishReason
 from router.wire.vendor_error import VendorMessage, read_error
+from router.wire.vendor_json import BROKEN, decoded
 
 Json: TypeAlias = dict[str, Any]
 Kind: TypeAlias = Literal["text", "reasoning", "refusal"]
 Piece: TypeAlias = tuple[Kind, str]
-
-BROKEN: Final = object()
-"""In place of a value: the text is not JSON."""
-
-_decode: Final = msgspec.json.Decoder().decode
 
 REASONS: Final[dict[str, FinishReason]] = {
     "stop": "stop",
@@ -58,31 +51,6 @@ FAILURES: Final[dict[str, type[ProviderError]]] = {
 # -- JSON ----------------------------------------------------------------------------------------------------------
 
 
-def decoded(data: bytes) -> Any:
-    """The JSON value of a payload, or `BROKEN`. Bad UTF-8 and half surrogate pairs become U+FFFD, as in browsers."""
-    try:
-        return _decode(data)
-    except RecursionError:
-        return BROKEN
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        if b"\\u" not in data and data.isascii():
-            return BROKEN
-    try:
-        return _repaired(json.loads(data.decode("utf-8", "replace")))
-    except (ValueError, RecursionError):
-        return BROKEN
-
-
-def _repaired(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {_repaired(key): _repaired(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_repaired(item) for item in value]
-    return value
-
-
 def lines_of(body: bytes) -> list[Any] | None:
     """The values of a body that has one JSON value a line; None if it has not."""
     values = [decoded(line) for line in body.split(b"\n") if line.strip()]
@@ -100,7 +68,7 @@ def failure_of(chunk: Json) -> VendorMessage | None:
         return read_error(chunk) or VendorMessage(message="(no message)")
     if isinstance(choices, list) and choices:
         errors = [choice["error"] for choice in choices if isinstance(choice, dict) and choice.get("error")]
-        return read_error({"error": errors[0]}) if errors else None
+        return (read_error({"error": errors[0]}) or VendorMessage(message="(no message)")) if errors else None
     base = chunk.get("base_resp")
     if (
         chunk.get("object") == "error"

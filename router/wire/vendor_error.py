@@ -19,6 +19,9 @@ MAX_MESSAGE: Final = 500
 MAX_RETRY_AFTER: Final = 3600.0
 """Seconds; a longer wait is no hint for a retry."""
 
+_SHORTEST_KEY: Final = 8
+"""Characters."""
+
 
 class VendorMessage(Struct, frozen=True, kw_only=True):
     """What an error body says, masked and shortened. All but `message` are None where the vendor is silent."""
@@ -34,6 +37,18 @@ class VendorMessage(Struct, frozen=True, kw_only=True):
     """An HTTP status found inside the body (100 to 599): for errors within a 200."""
     body: Any = None
     """The decoded body, None when it was no JSON; `retry_after` reads it."""
+
+
+def without_key(said: VendorMessage, key: str | None) -> VendorMessage:
+    """The message with our own key masked, which vendors quote, whatever form it has.
+
+    A key too short to be a secret is a placeholder (`none`, `ollama`), and may be an ordinary word of the message.
+    """
+    if key is None or len(key) < _SHORTEST_KEY:
+        return said
+    texts = {name: getattr(said, name) for name in ("message", "code", "type", "param", "request_id")}
+    masked = {name: text.replace(key, "…") for name, text in texts.items() if text is not None and key in text}
+    return msgspec.structs.replace(said, **masked) if masked else said
 
 
 def extract_error(body: bytes, content_type: str | None = None) -> VendorMessage:

@@ -518,7 +518,7 @@ def test_what_has_no_equal_is_reported_in_the_clients_words() -> None:
         "tools[1]",
         "tools[2]",
         "functions[3].strict",
-        "response_format.json_schema",
+        "response_format.json_schema.t",
         "user",
         "metadata",
         "store",
@@ -608,6 +608,7 @@ NAMED = {"type": "function", "function": {"name": "now"}}
         ),
         (AllowedTools("required", ({"type": "function", "name": "now"},)), (CLOCK, WEATHER), NAMED, ["now"], ()),
         (OtherToolChoice({"type": "mcp"}), (CLOCK,), None, ["now"], ("tool_choice",)),
+        (NamedTool("shell", "custom"), (CLOCK, CustomTool("shell")), None, ["now"], ("tools[1]", "tool_choice")),
     ],
 )
 def test_tool_choices(choice: Any, tools: Any, written: Any, names: list[str], dropped: tuple[str, ...]) -> None:

@@ -162,7 +162,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "user": TEXT,
     "moderation": node({"model": TEXT}, {"policy": MODES}),
 }
-"""Every field of OpenAI's request but the stream's and the deprecated form of tools, which has a strategy of its own."""
+"""Every field of OpenAI's request but those of the stream and of the deprecated form of tools."""
 
 OLD_TOOLS: dict[str, st.SearchStrategy[Any]] = {
     "functions": st.lists(node({"name": WORD}, {"description": TEXT, "parameters": OBJECT}), min_size=1, max_size=2),
