@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -179,6 +180,20 @@ def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
 
 def test_every_package_is_marked_as_typed(wheel: zipfile.ZipFile) -> None:
     assert {f"{name}/py.typed" for name in ("router", "providers", "plugins")} <= set(wheel.namelist())
+
+
+# -- the source archive ----------------------------------------------------------------------------------------------
+
+
+def test_the_source_archive_holds_every_committed_file(tmp_path: Path) -> None:
+    """So that `make serve` and `make test` work in an unpacked one."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    (path,) = tmp_path.glob("deltaway-*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {path.relative_to(ROOT).as_posix() for path in tracked()} <= names
+    assert not {name.partition("/")[0] for name in names} & {".venv", ".git", "node_modules"}
 
 
 # -- what is to be run -----------------------------------------------------------------------------------------------
