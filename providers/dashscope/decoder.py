@@ -38,6 +38,7 @@ _FINISH: Final[dict[str, FinishReason]] = {
     "content_filter": "content_filter",
     "sensitive": "content_filter",
 }
+MAX_CHOICES: Final = 1024
 _FAILED: Final = frozenset({"error", "network_error"})
 
 # what has its place in the events, or says nothing
@@ -121,6 +122,8 @@ class AnswerDecoder:
         tokens = usage.get("output_tokens")
         for index, choice in choices:
             if index not in self._choices:
+                if len(self._choices) >= MAX_CHOICES:
+                    raise ProtocolViolated(f"`{self._source}` sent an answer of more than {MAX_CHOICES} choices")
                 self._choices[index] = _Choice(index, self._reading, self._client, self._prefix, self._source)
             yield from self._choices[index].read(choice, tokens if isinstance(tokens, int) else None)
 

@@ -5,7 +5,7 @@ may be missing, and arguments may be an object.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,17 +14,24 @@ from router.errors import ProtocolViolated
 from router.events import Event, ToolCallDelta, ToolCallStarted
 from router.slots import Slots
 
+MAX_CALLS: Final = 1024
+"""Tool calls of one choice."""
+MAX_ARGUMENTS: Final = 8 * 1024 * 1024
+"""Characters of one call's arguments, which are kept to know them again in a frame that repeats them."""
+
 
 class _Call:
-    __slots__ = ("arguments", "given", "id", "index", "name", "object", "slot")
+    __slots__ = ("_pieces", "id", "index", "length", "name", "object", "slot", "unsaid")
 
     def __init__(self, index: int | None) -> None:
         self.index = index
         self.id = ""
         self.name = ""
-        self.arguments = ""
-        self.given = 0
-        """Characters of the arguments that were given out."""
+        self._pieces: list[str] = []
+        self.length = 0
+        """Characters of the arguments so far."""
+        self.unsaid: list[str] = []
+        """Pieces that were not given out."""
         self.object: str | None = None
         """Arguments that came as an object. It may still grow, so it is given out at the end."""
         self.slot: int | None = None
@@ -34,11 +41,18 @@ class _Call:
         if isinstance(arguments, dict):
             self.object = msgspec.json.encode(arguments).decode()
         elif isinstance(arguments, str) and arguments:
-            repeats = again or _is_object(self.arguments)
-            if self.arguments and repeats and arguments.startswith(self.arguments):
-                self.arguments = arguments
-            else:
-                self.arguments += arguments
+            # only a piece as long as all before it can repeat them, so most pieces are not compared
+            if self.length and len(arguments) >= self.length:
+                whole = "".join(self._pieces)
+                if arguments.startswith(whole) and (again or _is_object(whole)):
+                    arguments = arguments[self.length :]
+            self.add(arguments)
+
+    def add(self, piece: str) -> None:
+        if piece:
+            self._pieces.append(piece)
+            self.unsaid.append(piece)
+            self.length += len(piece)
 
 
 class ToolCalls:
@@ -63,19 +77,23 @@ class ToolCalls:
             call.name = call.name or name
             again = bool(call_id or name) or self._reading.mode == "cumulative"
             call.take(function.get("arguments"), again=again)
+            if len(self._calls) > MAX_CALLS:
+                raise ProtocolViolated(f"`{self._source}` sent an answer of more than {MAX_CALLS} tool calls")
+            if call.length > MAX_ARGUMENTS:
+                raise ProtocolViolated(f"`{self._source}` sent a tool call of more than {MAX_ARGUMENTS} characters")
             yield from self._give(call)
 
     def finish(self, *, cut: bool) -> Iterator[Event]:
         """What was held back. A call without arguments has an empty object, unless it was `cut` off."""
         for call in self._calls:
             if not call.name:
-                if call.id or call.arguments or call.object:
+                if call.id or call.length or call.object:
                     raise ProtocolViolated(f"`{self._source}` called a tool without naming it")
                 continue
-            if not call.arguments and call.object is not None:
-                call.arguments = call.object
-            if not call.arguments and not cut:
-                call.arguments = "{}"
+            if not call.length and call.object is not None:
+                call.add(call.object)
+            if not call.length and not cut:
+                call.add("{}")
             yield from self._give(call)
 
     def _find(self, index: Any, call_id: str, name: str, position: int, count: int) -> _Call:
@@ -107,9 +125,9 @@ class ToolCalls:
             # the same for every cut of the stream, and no other answer's
             call.id = call.id or f"call_{self._prefix}_{self._choice}_{call.slot}"
             yield ToolCallStarted(self._choice, call.slot, call.id, call.name)
-        new = call.arguments[call.given :]
+        new = "".join(call.unsaid)
         if new:
-            call.given = len(call.arguments)
+            call.unsaid.clear()
             yield ToolCallDelta(self._choice, call.slot, new)
 
 

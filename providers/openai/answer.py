@@ -52,6 +52,13 @@ _DELTA_FIELDS: Final = frozenset(
 )
 
 
+MAX_CHOICES: Final = 1024
+MAX_CALLS: Final = 1024
+"""Tool calls of one choice."""
+MAX_HELD: Final = 8 * 1024 * 1024
+"""Characters of a tool call that may wait for its name."""
+
+
 class _Choice:
     """What is known of one choice so far."""
 
@@ -151,6 +158,8 @@ class Answer:
             index = position
         choice = self._choices.get(index)
         if choice is None:
+            if len(self._choices) >= MAX_CHOICES:
+                raise self._failures.violated(f"its answer has more than {MAX_CHOICES} choices")
             options = self._options
             tags = ThinkTags(opened=options.think_opened) if options.think_tags else None
             choice = self._choices[index] = _Choice(index, tags)
@@ -215,6 +224,8 @@ class Answer:
         for fields, position in items:
             fragment = Fragment(fields)
             call = choice.calls.place(fragment, position)
+            if len(choice.calls.all) > MAX_CALLS:
+                raise self._failures.violated(f"its answer has more than {MAX_CALLS} tool calls")
             if len(choice.calls.all) > choice.given + (call.slot is None):
                 self._settle(choice, events, but=call)
             choice.said = True
@@ -229,6 +240,9 @@ class Answer:
                     events.append(Extended(extra, choice.index, call.slot))
                 continue
             call.extras.update(fragment.extras)
+            call.held += len(arguments) + len(fragment.name)
+            if call.held > MAX_HELD:
+                raise self._failures.violated(f"a tool call has no name after {MAX_HELD} characters")
             if arguments:
                 call.arguments.append(arguments)
             if call.name and call.begun:

@@ -28,6 +28,7 @@ class Call:
         "begun",
         "complete",
         "extras",
+        "held",
         "id",
         "kind",
         "name",
@@ -45,6 +46,8 @@ class Call:
         """Its place among the calls of the choice, once given out."""
         self.arguments: list[str] = []
         """Pieces that wait for the call to be given out."""
+        self.held = 0
+        """Characters that have come of it while it waits."""
         self.extras: dict[str, Any] = {}
         """Vendor fields that wait likewise."""
         self.begun = False
