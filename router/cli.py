@@ -27,18 +27,20 @@ config_option = click.option(
     type=click.Path(dir_okay=False),
     help=f"The configuration file; {DEFAULT_CONFIG} here if there is one, else the defaults.",
 )
-url_option = click.option("--url", envvar="DELTAWAY_URL", default=DEFAULT_URL, show_default=True, show_envvar=True)
+url_option = click.option(
+    "--url", envvar="DELTAWAY_URL", default=DEFAULT_URL, help="The gateway.", show_default=True, show_envvar=True
+)
 key_option = click.option("--key", envvar="DELTAWAY_API_KEY", help="The key to call with.", show_envvar=True)
 
 
 @main.command()
 @config_option
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes.")
 @click.option("--insecure", is_flag=True, help="Serve without keys on an address that others can reach.")
 def serve(config: str | None, host: str, port: int, workers: int, insecure: bool) -> None:
-    """Run the gateway."""
+    """Run the gateway. Without a configuration it serves `mock`, which needs no key."""
     from router.app import build, read_config
     from router.config import ConfigError
     from router.server import BindError, is_loopback, run
@@ -96,7 +98,7 @@ def models(url: str, key: str | None) -> None:
 
 
 @main.command()
-@click.option("-m", "--model", default="mock/echo", show_default=True)
+@click.option("-m", "--model", default="mock/echo", show_default=True, help="A route, or provider/model.")
 @click.option("-s", "--system", help="Instructions for the model.")
 @url_option
 @key_option
