@@ -64,7 +64,7 @@ class _Choice(Struct):
 class StreamEncoder:
     """Encodes one stream, whose events come in their legal order."""
 
-    __slots__ = ("_choices", "_fields", "_form", "_head", "_request_id", "_tail")
+    __slots__ = ("_choices", "_fields", "_form", "_head", "_once", "_request_id", "_tail")
 
     def __init__(self, form: Form, request_id: str) -> None:
         self._form = form
@@ -73,6 +73,8 @@ class StreamEncoder:
         self._tail = b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % usage
         self._head = b""
         self._fields: Json = {}
+        self._once: Json = {}
+        """Fields that the first chunk with a choice shall have, and no other."""
         self._choices: dict[int, _Choice] = {}
 
     def encode(self, event: Event) -> bytes:
@@ -164,14 +166,14 @@ class StreamEncoder:
             "model": event.model or self._form.model,
         }
         extra = of_ours(event.extra)
-        once: Json = {}
         if extra is not None:
             for key, value in extra.answer.items():
                 if key not in _OWN:
-                    # OpenAI repeats `service_tier` and `system_fingerprint`; objects and lists it sends once
-                    (once if isinstance(value, (dict, list)) else self._fields)[key] = value
+                    # OpenAI repeats `service_tier` and `system_fingerprint`; objects and lists it sends once. They get
+                    # no chunk of their own: many a client asks every chunk for its first choice
+                    (self._once if isinstance(value, (dict, list)) else self._fields)[key] = value
         self._head = b"data: " + _encode(self._fields)[:-1]
-        return self._chunk([], once) if once else b""
+        return b""
 
     def _choice_finished(self, event: ChoiceFinished) -> bytes:
         begun = self._begun(event.choice)
@@ -203,6 +205,8 @@ class StreamEncoder:
         if index in self._choices:
             return b""
         self._open(index)
+        if self._once:
+            return self._delta(index, {"role": "assistant", "content": "", "refusal": None}, None)
         return self._before(index) + b'"role":"assistant","content":"","refusal":null' + self._tail
 
     def _only(self, index: int | None, extra: Extra | None) -> bytes:
@@ -227,6 +231,9 @@ class StreamEncoder:
         fields = {**self._fields, "choices": choices}
         if self._form.include_usage:
             fields["usage"] = usage
+        if self._once and choices:
+            fields.update(self._once)
+            self._once = {}
         fields.update({key: value for key, value in extras.items() if key not in _OWN})
         return b"data: %b\n\n" % _encode(fields)
 
