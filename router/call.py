@@ -90,6 +90,10 @@ class Trip(Struct):
     """Who calls, once a layer has found out: for the layers outside of it."""
     interruption: RouterError | None = None
     """Why the core cancelled the call: the client left, the server stops, …"""
+    writing: bool = False
+    """Whether the client is being written to: it may be slow to read."""
+    written_at: float = 0.0
+    """When the last such write was done, in the event loop's time. Heartbeats do not count."""
     generators: list[Events] = []
     """Every stream that a layer opened, outermost first."""
 
@@ -145,7 +149,10 @@ def outcome_of(error: BaseException | None, trip: Trip) -> Outcome:
         return "finished"
     if isinstance(error, CancelledError | GeneratorExit):
         # from outside: the core noted why
-        error = trip.interruption or ClientGone("the client closed the stream")
+        if trip.interruption is None:
+            # an outer layer had enough, or the server gives its tasks up
+            return "stopped" if isinstance(error, GeneratorExit) else "interrupted"
+        error = trip.interruption
     if isinstance(error, ClientGone):
         return "client_gone"
     if isinstance(error, TimedOut):

@@ -2,14 +2,17 @@
 
 Four limits, in seconds: `connect` (kept by the transport), `first_token` from the request to the first delta, `idle`
 between two deltas (comments and keep-alives of the vendor do not count as progress), `total` for the whole call.
-The clock of `idle` runs only while we wait for the vendor: a slow client is not the vendor's fault.
+The clock of `idle` runs only while we wait for the vendor: a slow client is not the vendor's fault. That of `total`
+runs always: when it passes while the client is slow, the whole call is interrupted.
 """
 
 import asyncio
 from collections.abc import Awaitable
 from typing import Literal, TypeAlias, TypeVar
 
+from router.call import Trip
 from router.errors import TimedOut
+from router.running import interrupt
 from router.settings import Timeouts
 
 T = TypeVar("T")
@@ -17,10 +20,10 @@ Phase: TypeAlias = Literal["first_token", "idle", "total"]
 
 
 class Deadline:
-    """Cancels a wait for the vendor when a limit has passed, as `TimedOut`.
+    """Cancels a wait for the vendor when a limit has passed, as `TimedOut`, or the call when only its client is slow.
 
     `asyncio.timeout` would do, but for two things: it may not stay open around a `yield` (PEP 789), and moving it
-    for every read costs a timer each. Belongs to the task it is made in: that task must do the waiting.
+    for every read costs a timer each.
     """
 
     __slots__ = (
@@ -32,12 +35,14 @@ class Deadline:
         "_timeouts",
         "_timer",
         "_total_at",
+        "_trip",
         "_waiting",
         "_who",
     )
 
-    def __init__(self, timeouts: Timeouts, total_at: float, who: str) -> None:
+    def __init__(self, timeouts: Timeouts, total_at: float, who: str, trip: Trip) -> None:
         """`total_at` is in the loop's time; `who` names the target in messages."""
+        self._trip = trip
         self._loop = asyncio.get_running_loop()
         self._timeouts = timeouts
         self._total_at = total_at
@@ -53,6 +58,8 @@ class Deadline:
         """The result of `step`, which waits for the vendor; `TimedOut` when a limit passes first."""
         if self._mark is None:
             self._mark = self._loop.time()
+        # a layer may step us in a task of its own, as `asyncio.wait_for` of Python 3.11 does
+        self._task = asyncio.current_task()
         self._waiting = True
         try:
             return await step
@@ -84,7 +91,7 @@ class Deadline:
             phase_at = self._loop.time() + self._timeouts.idle
         else:
             limit = self._timeouts.first_token if self._phase == "first_token" else self._timeouts.idle
-            phase_at = self._mark + limit
+            phase_at = max(self._mark, self._trip.written_at) + limit
         return (self._total_at, "total") if self._total_at <= phase_at else (phase_at, self._phase)
 
     def _tick(self) -> None:
@@ -92,11 +99,13 @@ class Deadline:
         now = self._loop.time()
         if due > now:
             self._arm(due)
-        elif self._waiting and self._task is not None:
+        elif self._task is not None and self._waiting and not self._trip.writing:
             self._expired = phase
             self._task.cancel()
+        elif self._task is not None and now >= self._total_at and not self._task.done():
+            # the client is slow, or does not read at all: it may not hold the vendor's connection for ever
+            interrupt(self._task, self._trip, self._error("total"))
         else:
-            # the total has passed while the client was slow: look again soon, the next wait ends it
             self._timer = self._loop.call_at(now + 1.0, self._tick)
 
     def _error(self, phase: Phase) -> TimedOut:

@@ -56,7 +56,7 @@ class Dispatch:
         trip = call.trip
         spent = time.monotonic() - trip.started
         total_at = asyncio.get_running_loop().time() + candidate.timeouts.total - spent
-        deadline = Deadline(candidate.timeouts, total_at, f"`{candidate.target}`")
+        deadline = Deadline(candidate.timeouts, total_at, f"`{candidate.target}`", trip)
         try:
             opened = await self._open(call, candidate, deadline)
             decoder, response = opened.decoder, opened.response
@@ -82,8 +82,10 @@ class Dispatch:
                 raise
             finally:
                 opened.attempt.usage = decoder.usage
-                settle(opened.attempt, trip, failure)
-                if type(last) is Completed and not opened.at_end:
+                complete = type(last) is Completed
+                # whoever closes us after the end does not undo it
+                settle(opened.attempt, trip, None if complete else failure)
+                if complete and not opened.at_end:
                     await response.release()
                 else:
                     await response.aclose()
@@ -100,6 +102,7 @@ class Dispatch:
             attempt = Attempt(len(trip.attempts) + 1, target, time.monotonic())
             trip.attempts.append(attempt)
             response: VendorStream | None = None
+            decoder: Decoder | None = None
             try:
                 response = await deadline.wait(adapter.upstream.send(sent, candidate.timeouts))
                 head = response.head
@@ -109,6 +112,8 @@ class Dispatch:
                 decoder = adapter.provider.decoder(call.request, target, sent, head)
                 return await _commit(attempt, trip, response, decoder, deadline)
             except BaseException as error:
+                if decoder is not None:
+                    attempt.usage = decoder.usage
                 settle(attempt, trip, error)
                 if response is not None:
                     await response.aclose()

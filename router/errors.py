@@ -11,6 +11,7 @@
     │   ├── NotFound                 404  no such path or object
     │   ├── MethodNotAllowed         405
     │   ├── BodyTooLarge             413
+    │   ├── HeadersTooLarge          431
     │   └── ClientGone               499  the caller left; never written to anybody
     ├── GatewayError                 we can mend it
     │   ├── ProviderUnavailable      503  the provider's key is not set
@@ -128,6 +129,12 @@ class BodyTooLarge(RequestError):
     status = 413
     kind = "too_large"
     code = "request_too_large"
+
+
+class HeadersTooLarge(RequestError):
+    status = 431
+    kind = "too_large"
+    code = "headers_too_large"
 
 
 class ClientGone(RequestError):

@@ -23,7 +23,10 @@ from router.settings import Timeouts
 HIGH_WATER: Final = 1024 * 1024
 """Bytes of a body that may wait unread before the socket is no longer read."""
 MAX_HEAD: Final = 256 * 1024
-"""Bytes of status line, headers and interim responses."""
+"""Bytes without a byte of a body among them: status line, headers and interim responses, trailers."""
+RESEND_WITHIN: Final = 1.0
+"""Seconds after which a connection that dies without an answer can no longer have been closed before our request: by
+then the server may have worked on it, and bill it."""
 MAX_INFLATED: Final = 16 * 1024 * 1024
 """Bytes that one read of a compressed body may become: a small body must not unpack into all the memory."""
 KEEPALIVE: Final = 30.0
@@ -63,11 +66,13 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._size = 0
         self._received = 0
+        self._barren = 0
         self._paused = False
         self._reusable = True
         self._closed = False
         self._complete = True
         self._error: Exception | None = None
+        self._sent_at = 0.0
         self.idle_since = 0.0
         self.used = 0
         """Exchanges carried so far."""
@@ -78,12 +83,19 @@ class Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether another exchange can begin."""
-        return self._complete and self._reusable and not self._closed and not self._pieces
+        return (
+            self._complete
+            and self._reusable
+            and not self._closed
+            and not self._pieces
+            # answered before it had read all of our request: it may never read the rest
+            and not self._transport.get_write_buffer_size()
+        )
 
     @property
-    def silent(self) -> bool:
-        """Whether the peer has not sent a single byte of this exchange's answer."""
-        return self._received == 0
+    def untouched(self) -> bool:
+        """Whether the peer had closed before this exchange's request reached it, as far as one can tell."""
+        return self.used > 1 and self._received == 0 and self._loop.time() - self._sent_at < RESEND_WITHIN
 
     # -- what the event loop calls
 
@@ -96,14 +108,15 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self._received += len(data)
+        self._barren += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._fail(NotHttp("the server switched protocols unasked"))
         except httptools.HttpParserError as error:
             self._fail(NotHttp(f"not HTTP: {error}"))
-        if not self.head_complete and self._received > MAX_HEAD:
-            self._fail(NotHttp(f"headers of more than {MAX_HEAD} bytes"))
+        if self._barren > MAX_HEAD:
+            self._fail(NotHttp(f"headers or trailers of more than {MAX_HEAD} bytes"))
         if self._size > HIGH_WATER and not self._paused and not self._transport.is_closing():
             self._paused = True
             self._transport.pause_reading()
@@ -136,6 +149,7 @@ class Connection(asyncio.Protocol):
         if not self._complete:
             self._pieces.append(data)
             self._size += len(data)
+            self._barren = 0
 
     def on_message_complete(self) -> None:
         if self._complete:
@@ -151,7 +165,8 @@ class Connection(asyncio.Protocol):
 
     def send(self, head: bytes, body: bytes) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        self._received = 0
+        self._received = self._barren = 0
+        self._sent_at = self._loop.time()
         self._complete = self.head_complete = False
         self.headers = {}
         self.used += 1
@@ -242,6 +257,9 @@ class Response:
         if self._inflate is None:
             return await self._connection.read()
         while data := await self._connection.read():
+            if self._inflate.eof:
+                # what follows the compressed body is no part of it, and zlib would gather it
+                continue
             try:
                 plain = self._inflate.decompress(data, MAX_INFLATED)
             except zlib.error as error:
@@ -271,8 +289,9 @@ class Http1:
     async def send(self, request: HttpRequest, timeouts: Timeouts) -> Response:
         """Send the request and wait for the head of its answer.
 
-        A server may close an idle connection at the very moment we use it. If it did so without a byte of an answer,
-        it has not taken the request up (RFC 9112, section 9.3.1), and the request goes out once more on a new one.
+        A server may close an idle connection at the very moment we use it. If a used one dies at once and without a
+        byte of an answer, the request cannot have been taken up (RFC 9112, section 9.3.1), and goes out once more on
+        another.
         """
         origin = self._origin(request.url)
         head = _head(request, origin)
@@ -282,15 +301,14 @@ class Http1:
             try:
                 connection.send(head, request.body)
                 await connection.wait_head()
+                return Response(self, origin, connection)
             except ConnectionError:
                 self._drop(connection)
-                if connection.used < 2 or not connection.silent:
+                if not connection.untouched:
                     raise
             except BaseException:
                 self._drop(connection)
                 raise
-            else:
-                return Response(self, origin, connection)
 
     async def aclose(self) -> None:
         for connection in [*self._busy, *(c for idle in self._idle.values() for c in idle)]:

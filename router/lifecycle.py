@@ -2,7 +2,8 @@
 
 On SIGTERM: `/health/ready` answers 503 at once, for `delay` seconds new calls are still served (the load balancer
 needs that long to notice), then no connection is accepted and open streams may go on for `grace` seconds. What is
-not finished then ends with an error event that says so.
+not finished then ends with an error event that says so. On SIGINT (Ctrl-C) the same without the delay; a second one
+ends the process at once.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ def lifespan(
             for plugin in plugins:
                 if isinstance(plugin, HasLifespan):
                     await stack.enter_async_context(plugin.lifespan())
-            restore = _drain_on_sigterm(running, shutdown)
+            restore = _drain_on_signals(running, shutdown)
             # what start-up made lives as long as the process: the collector need not look at it again
             gc.collect()
             gc.freeze()
@@ -60,36 +61,40 @@ async def _settled(running: Running) -> None:
         await asyncio.sleep(0.02)
 
 
-def _drain_on_sigterm(running: Running, shutdown: Shutdown) -> Callable[[], None]:
-    """Put the drain before the server's own handler. Gives what restores the handler."""
+def _drain_on_signals(running: Running, shutdown: Shutdown) -> Callable[[], None]:
+    """Put the drain before the server's own handlers. Gives what restores them."""
     loop = asyncio.get_running_loop()
-    try:
-        servers_own = signal.getsignal(signal.SIGTERM)
-    except ValueError:
-        return lambda: None
-    if not callable(servers_own):
-        # not under a server that stops on SIGTERM, e.g. in a test
-        return lambda: None
+    servers_own: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     def begin(number: int, frame: FrameType | None) -> None:
         if running.draining:
-            servers_own(number, frame)
+            servers_own[number](number, frame)
             return
         running.draining = True
-        loop.call_soon_threadsafe(schedule, number)
+        # who presses Ctrl-C has no load balancer to wait for, and may press again
+        delay = shutdown.delay if number == signal.SIGTERM else 0.0
+        if not delay:
+            servers_own[number](number, frame)
+        loop.call_soon_threadsafe(schedule, number, delay)
 
-    def schedule(number: int) -> None:
+    def schedule(number: int, delay: float) -> None:
         stopping = ShuttingDown("the server is stopping; send the request again", retry_after=1.0)
-        loop.call_later(shutdown.delay, servers_own, number, None)
-        loop.call_later(shutdown.delay + shutdown.grace, running.interrupt_all, stopping)
-
-    try:
-        signal.signal(signal.SIGTERM, begin)
-    except ValueError:
-        # signals belong to the main thread; elsewhere whoever started us stops us
-        return lambda: None
+        if delay:
+            loop.call_later(delay, servers_own[number], number, None)
+        loop.call_later(delay + shutdown.grace, running.interrupt_all, stopping)
 
     def restore() -> None:
-        signal.signal(signal.SIGTERM, servers_own)
+        for number, handler in servers_own.items():
+            signal.signal(number, handler)
 
+    for number in (signal.SIGTERM, signal.SIGINT):
+        handler = signal.getsignal(number)
+        # else not under a server that stops on signals, e.g. in a test
+        if callable(handler) and handler is not signal.default_int_handler:
+            servers_own[number] = handler
+            try:
+                signal.signal(number, begin)
+            except ValueError:
+                # signals belong to the main thread; elsewhere whoever started us stops us
+                return lambda: None
     return restore

@@ -13,6 +13,8 @@ class Running:
 
     def __init__(self) -> None:
         self.draining = False
+        self.stopping: RouterError | None = None
+        """What a call that begins now ends with, once all have been interrupted."""
         self._calls: dict[asyncio.Task[object], Trip] = {}
 
     def __len__(self) -> int:
@@ -31,7 +33,8 @@ class Running:
             del self._calls[task]
 
     def interrupt_all(self, error: RouterError) -> None:
-        """End every running call with `error`: streams get it as their last event."""
+        """End every running call with `error`, and whatever begins from now on: streams get it as their last event."""
+        self.stopping = error
         for task, trip in self._calls.items():
             interrupt(task, trip, error)
 

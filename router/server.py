@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from router.app import CONFIG_VARIABLE, Gateway, create_app
+from router.http.connection import ClientConnection
 from router.lifecycle import LAST_WORDS
 from router.telemetry import configure
 
@@ -48,7 +49,7 @@ def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers
         factory=workers > 1,
         workers=workers,
         loop="auto",
-        http="httptools",
+        http=ClientConnection,
         ws="none",
         lifespan="on",
         log_config=None,

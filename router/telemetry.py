@@ -8,9 +8,10 @@ may local variables.
 import logging
 import sys
 from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import msgspec
 import structlog
@@ -34,7 +35,7 @@ def configure(stream: TextIO | None = None, pretty: bool | None = None) -> None:
     structlog.configure(
         processors=[*stamp, describe_exception, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", Unfailing(stream))),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
@@ -49,6 +50,21 @@ def configure(stream: TextIO | None = None, pretty: bool | None = None) -> None:
     root.setLevel(logging.INFO)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Unfailing:
+    """A stream for log lines. One whose reader has gone, or whose disk is full, fails no call."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def describe_exception(logger: Any, method: str, event: EventDict) -> EventDict:

@@ -171,7 +171,7 @@ class HttpUpstream:
         self._max_parallel = max_parallel
         self._drains: set[asyncio.Task[None]] = set()
         self.open = 0
-        """Responses open at this moment."""
+        """Calls that wait for an answer or are reading one."""
 
     async def send(self, request: HttpRequest, timeouts: Timeouts) -> "HttpStream":
         if self.open >= self._max_parallel:
@@ -189,6 +189,11 @@ class HttpUpstream:
             if mapped is None:
                 raise
             raise mapped from error
+
+    @property
+    def draining(self) -> int:
+        """Connections whose answer is complete and whose body's end is still to come."""
+        return len(self._drains)
 
     async def aclose(self) -> None:
         for drain in tuple(self._drains):
@@ -209,7 +214,7 @@ class HttpStream:
     def __init__(self, upstream: HttpUpstream, carried: Carried) -> None:
         self._upstream = upstream
         self._carried = carried
-        self._closed = False
+        self._closed = self._counted_out = False
         self.head = carried.head
 
     async def read(self) -> bytes:
@@ -222,13 +227,20 @@ class HttpStream:
             raise mapped from error
 
     async def release(self) -> None:
+        # the call is over, though its connection is not free yet: the client's next one must find room
+        self._count_out()
         self._upstream.drain(self)
+
+    def _count_out(self) -> None:
+        if not self._counted_out:
+            self._counted_out = True
+            self._upstream.open -= 1
 
     async def aclose(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._upstream.open -= 1
+        self._count_out()
         try:
             await self._carried.aclose()
         except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError):

@@ -76,7 +76,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "httpx": ("router.upstream",),
     "httpx_aiohttp": ("router.upstream",),
     "litestar": ("router.http.*", *ROOT_LAYER),
-    "uvicorn": ROOT_LAYER,
+    "uvicorn": ("router.http.connection", *ROOT_LAYER),
     "uvloop": ROOT_LAYER,
     "httptools": ("router.http1", *ROOT_LAYER),
     "click": ROOT_LAYER,

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from router.call import Trip, new_trip
 from router.deadline import Deadline
 from router.errors import TimedOut
 from router.settings import Timeouts
@@ -11,8 +12,8 @@ from router.settings import Timeouts
 LIMITS = Timeouts(connect=5, first_token=0.05, idle=0.05, total=60)
 
 
-def deadline(limits: Timeouts = LIMITS, total: float = 60) -> Deadline:
-    return Deadline(limits, asyncio.get_running_loop().time() + total, "`v/m`")
+def deadline(limits: Timeouts = LIMITS, total: float = 60, trip: Trip | None = None) -> Deadline:
+    return Deadline(limits, asyncio.get_running_loop().time() + total, "`v/m`", trip or new_trip())
 
 
 async def never() -> bytes:
@@ -91,3 +92,43 @@ async def test_a_closed_deadline_never_fires() -> None:
     limit = deadline()
     limit.close()
     await asyncio.sleep(0.1)
+
+
+async def test_the_total_limit_interrupts_a_call_whose_client_does_not_read() -> None:
+    trip = new_trip()
+
+    async def writes() -> None:
+        limit = deadline(Timeouts(first_token=60, idle=60, total=0.05), total=0.05, trip=trip)
+        limit.progress()
+        await asyncio.sleep(3600)
+
+    task = asyncio.ensure_future(writes())
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 2)
+    assert trip.interruption is not None
+    assert trip.interruption.code == "total_timeout"
+
+
+async def test_a_write_that_a_slow_client_holds_up_while_we_listen_does_not_count_as_idle() -> None:
+    trip = new_trip()
+    limit = deadline(Timeouts(first_token=60, idle=0.1), trip=trip)
+    limit.progress()
+    vendor: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def read() -> bytes:
+        # what the pump does: it writes to the client while the step waits for the vendor
+        trip.writing = True
+        await asyncio.sleep(0.3)
+        trip.writing, trip.written_at = False, asyncio.get_running_loop().time()
+        return await vendor
+
+    asyncio.get_running_loop().call_later(0.35, vendor.set_result, b"data")
+    assert await limit.wait(read()) == b"data"
+    limit.close()
+
+
+async def test_limits_hold_for_a_layer_that_steps_the_stream_in_tasks_of_its_own() -> None:
+    limit = deadline()
+    # made in this task, waited for in another, as `asyncio.wait_for` does in Python 3.11
+    with pytest.raises(TimedOut):
+        await asyncio.wait_for(asyncio.ensure_future(limit.wait(never())), 2)

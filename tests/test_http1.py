@@ -7,7 +7,7 @@ import ipaddress
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -436,3 +436,90 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path, 
     async with server(always(HELLO), Certified(tmp_path).server) as listening:
         with pytest.raises(CannotConnect, match=r"(?i)certificate"):
             await http.send(posting(listening.url), LIMITS)
+
+
+# -- what must not be left behind ------------------------------------------------------------------------------------
+
+
+async def test_an_answer_that_cannot_be_unpacked_leaves_no_connection_open(http: Http1) -> None:
+    gone = asyncio.Event()
+
+    async def answers(peer: Peer) -> None:
+        await peer.asked()
+        await peer.say(b"HTTP/1.1 200 OK\r\ncontent-encoding: br\r\ncontent-length: 9\r\n\r\nx")
+        # a reset, or the end
+        with suppress(ConnectionError):
+            await peer.reader.read()
+        gone.set()
+
+    async with server(answers) as listening:
+        with pytest.raises(NotHttp, match="br"):
+            await http.send(posting(listening.url), LIMITS)
+        await asyncio.wait_for(gone.wait(), 2)
+
+
+async def test_a_used_connection_that_dies_late_may_have_been_billed_and_nothing_is_sent_twice(
+    http: Http1, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.http1.RESEND_WITHIN", 0.05)
+    asked = 0
+
+    async def answers(peer: Peer) -> None:
+        nonlocal asked
+        await peer.asked()
+        await peer.say(HELLO)
+        await peer.asked()
+        asked += 1
+        await asyncio.sleep(0.1)
+
+    async with server(answers) as listening:
+        await fetched(http, listening.url)
+        with pytest.raises(ConnectionError):
+            await fetched(http, listening.url)
+        assert (asked, listening.accepted) == (1, 1)
+
+
+async def test_a_connection_whose_request_was_answered_before_it_was_read_is_not_used_again(http: Http1) -> None:
+    async def answers(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.say(b"HTTP/1.1 413 Too Large\r\ncontent-length: 5\r\n\r\nlarge")
+        await asyncio.sleep(3600)
+
+    async with server(answers) as listening:
+        for _ in range(2):
+            response = await http.send(posting(listening.url, bytes(30_000_000)), LIMITS)
+            assert (response.head.status, await response.read()) == (413, b"large")
+            await response.aclose()
+        assert listening.accepted == 2
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [b"0\r\nx-trailer: ", b"0\r\n" + b"x: " + b"y" * 50 + b"\r\n"],
+    ids=["one trailer", "many trailers"],
+)
+async def test_endless_trailers_are_refused(http: Http1, flood: bytes) -> None:
+    async def answers(peer: Peer) -> None:
+        await peer.asked()
+        await peer.say(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n" + flood)
+        while True:
+            await peer.say(b"y" * 10_000 if flood.endswith(b" ") else b"x: y\r\n" * 2000)
+
+    async with server(answers) as listening:
+        with pytest.raises(NotHttp, match="trailers"):
+            await asyncio.wait_for(fetched(http, listening.url), 5)
+
+
+async def test_what_follows_a_compressed_body_is_not_gathered(http: Http1) -> None:
+    packed = gzip.compress(b"hello")
+    tail = bytes(5_000_000)
+    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % (len(packed) + len(tail))
+    async with server(always(head + packed + tail)) as listening:
+        response = await http.send(posting(listening.url), LIMITS)
+        body = b""
+        while data := await response.read():
+            body += data
+        assert body == b"hello"
+        assert response._inflate is not None
+        assert len(response._inflate.unused_data) < 1_000_000
+        await response.aclose()

@@ -254,14 +254,20 @@ def stopping(trip: Trip) -> None:
     trip.interruption = ShuttingDown("stop")
 
 
+def left(trip: Trip) -> None:
+    trip.interruption = ClientGone("left")
+
+
 @pytest.mark.parametrize(
     ("error", "outcome", "happened"),
     [
         (None, "finished", []),
         (PermissionDenied("no"), "refused", []),
         (ClientGone("left"), "client_gone", [asked, began]),
-        (asyncio.CancelledError(), "client_gone", [asked]),
-        (GeneratorExit(), "client_gone", []),
+        (asyncio.CancelledError(), "client_gone", [asked, left]),
+        (asyncio.CancelledError(), "interrupted", [asked]),
+        (GeneratorExit(), "client_gone", [left]),
+        (GeneratorExit(), "stopped", [asked, began]),
         (asyncio.CancelledError(), "cut", [asked, began, stopping]),
         (TimedOut("late"), "timeout", [asked, began]),
         (VendorFailed("5xx"), "failed", [asked]),

@@ -174,7 +174,7 @@ async def test_a_connection_serves_again_after_a_released_answer(transport: Tran
             assert await stream.read() == b"data: [DONE]\n\n"
             await stream.release()
             async with asyncio.timeout(2):
-                while sent.open:
+                while sent.draining:
                     await asyncio.sleep(0.01)
         assert played.connections == 1
         await sent.aclose()
@@ -263,3 +263,20 @@ async def test_respx_can_stand_in_for_the_vendor() -> None:
         router.post("http://v/v1").respond(200, content=b"data: 1\n\n", headers={"content-type": "text/event-stream"})
         sent = HttpUpstream("v", HttpxCarrier(httpx.MockTransport(router.async_handler)), 10)
         assert await everything(sent, "http://v/v1") == b"data: 1\n\n"
+
+
+async def test_a_complete_answer_makes_room_for_the_next_call_before_its_body_ends(transport: Transport) -> None:
+    async def lingers(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.chunk(b"data: [DONE]\n\n")
+        await exchange.stall()
+
+    async with vendor(lingers) as played:
+        sent = upstream(transport, max_parallel=1)
+        for _ in range(2):
+            stream = await sent.send(posting(played.url), LIMITS)
+            await stream.read()
+            await stream.release()
+            await stream.aclose()
+        assert sent.open == 0
+        await sent.aclose()

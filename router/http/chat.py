@@ -10,7 +10,7 @@ import structlog
 
 from router.call import Call, Trip, new_trip
 from router.dialect import Asked, Dialect
-from router.errors import ClientGone, InternalError, MethodNotAllowed, RouterError
+from router.errors import ClientGone, InternalError, MethodNotAllowed, RouterError, ShuttingDown
 from router.events import Completed, Event
 from router.fold import Fold
 from router.http.reply import Send, StreamedReply, call_headers, error_headers, send_json
@@ -35,26 +35,36 @@ class Chat:
         self._log = structlog.get_logger("deltaway.chat")
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request. Never raises for what a client or a vendor did."""
+        """One request. Never raises for what a client, a vendor or a plugin did."""
         call_id, trip = request_id(), new_trip()
+        with self._running.tracked(trip):
+            try:
+                await self._answer(call_id, trip, scope, receive, send)
+            except asyncio.CancelledError:
+                if trip.interruption is None:
+                    raise
+                # its client would not even take the news of its end: the server closes the connection
+
+    async def _answer(self, call_id: str, trip: Trip, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"`{scope['path']}` takes POST, not {scope['method']}")
+            if self._running.stopping is not None:
+                raise self._running.stopping
             head = read_head(scope)
             asked = self._dialect.decode(await read_body(receive, head, self._body_limit))
-        except ClientGone:
-            return
-        except RouterError as error:
-            await self._refuse(send, call_id, trip, error)
+        except BaseException as raised:
+            error = self._reason(call_id, trip, raised)
+            if not isinstance(error, ClientGone):
+                await self._refuse(send, call_id, trip, error)
             return
         call = self._call(call_id, trip, asked, head, scope)
-        with self._running.tracked(trip):
-            watch = asyncio.get_running_loop().create_task(_watch(receive, asyncio.current_task(), trip))
-            try:
-                answer = self._stream if asked.request.stream else self._whole
-                await answer(call, asked, send, watch.cancel)
-            finally:
-                watch.cancel()
+        watch = asyncio.get_running_loop().create_task(_watch(receive, asyncio.current_task(), trip))
+        try:
+            answer = self._stream if asked.request.stream else self._whole
+            await answer(call, asked, send, watch.cancel)
+        finally:
+            watch.cancel()
 
     def _call(self, call_id: str, trip: Trip, asked: Asked, head: Head, scope: Scope) -> Call:
         request = asked.request
@@ -82,62 +92,75 @@ class Chat:
             unwatch()
             await self._close(call)
             body = self._dialect.whole(asked, fold.result(), call.id)
+            headers = call_headers(call.id, trip)
         except BaseException as raised:
             error = await self._failure(call, raised)
             if not isinstance(error, ClientGone):
                 await self._refuse(send, call.id, trip, error)
             return
-        await send_json(send, 200, body, call_headers(call.id, trip))
+        await send_json(send, 200, body, headers)
 
     async def _stream(self, call: Call, asked: Asked, send: Send, unwatch: Callable[[], object]) -> None:
         """The answer as it comes."""
         trip, encoder = call.trip, self._dialect.stream(asked, call.id)
-        reply = StreamedReply(send, lambda: call_headers(call.id, trip), self._heartbeat, encoder.heartbeat)
+        reply = StreamedReply(send, call.id, trip, self._heartbeat, encoder.heartbeat)
         batch: list[bytes] = []
         try:
-            _check_end(await pump(self._layers(call), encoder.encode, reply.write, batch))
-            unwatch()
-            # every layer has settled before the last byte leaves
-            await self._close(call)
-            batch.append(encoder.end())
-        except BaseException as raised:
-            error = await self._failure(call, raised)
-            await reply.stop()
-            if isinstance(error, ClientGone):
-                return
-            if not reply.started and not batch:
-                await self._refuse(send, call.id, trip, error)
-                return
-            batch.append(encoder.failure(error))
-        await reply.end(b"".join(batch))
+            try:
+                _check_end(await pump(self._layers(call), encoder.encode, reply.write, batch))
+                unwatch()
+                # every layer has settled before the last byte leaves
+                await self._close(call)
+                batch.append(encoder.end())
+            except BaseException as raised:
+                error = await self._failure(call, raised)
+                await reply.stop()
+                if isinstance(error, ClientGone):
+                    return
+                if not reply.started and not batch:
+                    await self._refuse(send, call.id, trip, error)
+                    return
+                batch.append(encoder.failure(error))
+            await reply.end(b"".join(batch))
+        finally:
+            reply.silence()
 
     async def _failure(self, call: Call, raised: BaseException) -> RouterError:
         """The error that a call ends with, all its layers closed. What is not ours to handle is raised on."""
-        trip, task = call.trip, asyncio.current_task()
+        error = self._reason(call.id, call.trip, raised)
+        await self._close(call)
+        return error
+
+    def _reason(self, call_id: str, trip: Trip, raised: BaseException) -> RouterError:
+        """`raised` as an error of ours, noted as what the layers that are still open see as GeneratorExit."""
+        task = asyncio.current_task()
         error: RouterError
-        if isinstance(raised, asyncio.CancelledError):
-            if trip.interruption is None or task is None:
-                await self._close(call)
-                raise raised
-            task.uncancel()
-            error = trip.interruption
-        elif isinstance(raised, RouterError):
+        if isinstance(raised, RouterError):
             error = raised
-        elif isinstance(raised, Exception):
-            self._log.error("a call failed by a fault of ours", request_id=call.id, exc_info=raised)
-            error = InternalError(f"internal error; the server's log knows more under request id {call.id}")
+        elif isinstance(raised, asyncio.CancelledError) and task is not None and task.cancelling():
+            # one CancelledError may stand for several requests: the client left, and a deadline passed
+            while task.cancelling():
+                task.uncancel()
+            error = trip.interruption or ShuttingDown("the server has stopped; send the request again")
+        elif isinstance(raised, Exception | asyncio.CancelledError):
+            # nobody cancelled us: a layer waited for something that was cancelled
+            self._log.error("a call failed by a fault of ours", request_id=call_id, exc_info=raised)
+            error = InternalError(f"internal error; the server's log knows more under request id {call_id}")
+            # a header may be what failed
+            trip.headers.clear()
         else:
             raise raised
         if trip.interruption is None:
-            # what the layers see as GeneratorExit has this reason
             trip.interruption = error
-        await self._close(call)
         return error
 
     async def _close(self, call: Call) -> None:
         try:
             await call.trip.close()
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
             self._log.error("a plugin failed while it closed", request_id=call.id, exc_info=error)
 
     async def _refuse(self, send: Send, call_id: str, trip: Trip, error: RouterError) -> None:

@@ -2,11 +2,12 @@
 
 import asyncio
 import math
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
 from router.call import Trip
-from router.errors import AuthenticationFailed, RouterError
+from router.errors import AuthenticationFailed, InternalError, RouterError
 
 Send: TypeAlias = Callable[[Any], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -19,6 +20,8 @@ _SSE: Final[Headers] = [
     (b"x-accel-buffering", b"no"),
 ]
 _MAX_HEADER: Final = 1024
+_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""A token of RFC 9110, section 5.6.2."""
 
 
 def header_value(text: str) -> bytes:
@@ -39,6 +42,8 @@ def call_headers(request_id: str, trip: Trip) -> Headers:
     if trip.dropped:
         headers.append((b"x-deltaway-dropped", header_value(", ".join(trip.dropped))))
     for name, value in trip.headers.items():
+        if not _NAME.fullmatch(name):
+            raise InternalError(f"a plugin set the header {name!r}, which is no name of a header")
         headers.append((name.encode("ascii"), header_value(value)))
     return headers
 
@@ -72,27 +77,29 @@ class StreamedReply:
     then on the status is 200, and a failure can only be told in the stream.
     """
 
-    def __init__(self, send: Send, headers: Callable[[], Headers], heartbeat: float, beat: Callable[[], bytes]) -> None:
+    def __init__(self, send: Send, call_id: str, trip: Trip, heartbeat: float, beat: Callable[[], bytes]) -> None:
         self._send = send
-        self._headers = headers
+        self._call_id = call_id
+        self._trip = trip
         self._heartbeat = heartbeat
         self._beat = beat
         self._loop = asyncio.get_running_loop()
         self._written_at = self._loop.time()
-        self._writing = False
         self._beating: asyncio.Task[None] | None = None
         self._timer = self._loop.call_later(heartbeat, self._tick) if heartbeat > 0 else None
         self.started = False
 
     async def write(self, data: bytes) -> None:
         """Write whole events. Waits while the client is slow to read."""
-        if self._beating is not None:
-            await self._beating
-        self._writing = True
+        trip = self._trip
+        trip.writing = True
         try:
+            if self._beating is not None:
+                await self._beating
             await self._put(data, more=True)
         finally:
-            self._writing = False
+            trip.writing = False
+            trip.written_at = self._written_at
 
     async def end(self, data: bytes) -> None:
         """Write the last bytes and end the body."""
@@ -100,18 +107,22 @@ class StreamedReply:
         await self._put(data, more=False)
 
     async def stop(self) -> None:
-        """No heartbeat will be written any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """No heartbeat will be written any more, and none is being written."""
+        self.silence()
         if self._beating is not None:
             await self._beating
 
+    def silence(self) -> None:
+        """No heartbeat will begin any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     async def _put(self, data: bytes, *, more: bool) -> None:
         if not self.started:
-            self.started = True
-            headers = [*_SSE, *self._headers()]
+            headers = [*_SSE, *call_headers(self._call_id, self._trip)]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            self.started = True
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self._written_at = self._loop.time()
 
@@ -122,7 +133,7 @@ class StreamedReply:
         if now < due:
             self._timer = self._loop.call_at(due, self._tick)
             return
-        if not self._writing and self._beating is None:
+        if not self._trip.writing and self._beating is None:
             self._beating = self._loop.create_task(self._put(self._beat(), more=True))
             self._beating.add_done_callback(self._beaten)
         self._timer = self._loop.call_later(self._heartbeat, self._tick)

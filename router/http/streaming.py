@@ -5,6 +5,7 @@ batch; the moment the stream would wait, the batch is written first, then waited
 """
 
 import types
+from asyncio import CancelledError
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final, TypeAlias
 
@@ -52,7 +53,12 @@ def _waited(
     """The event of a step that has to wait for `waiting`; the batch leaves before the wait."""
     try:
         if batch and (data := _taken(batch)):
-            yield from write(data)
+            try:
+                yield from write(data)
+            except CancelledError:
+                # a task that waited for a task would have passed the cancellation on to it: so must we, or it runs on
+                if waiting is None or not waiting.cancel():
+                    raise
         yield waiting
     except BaseException as error:
         # the step is suspended in the layers below: they must see the cancellation, or could not be closed

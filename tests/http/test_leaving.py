@@ -81,7 +81,7 @@ async def test_200_clients_that_leave_at_random_moments_leave_nothing_behind(tra
             # an answer that was complete is read to its end aside, for a second at most
             await asyncio.sleep(1.3)
             assert len(gate.running) == 0
-            assert upstream.open == 0  # type: ignore[attr-defined]
+            assert upstream.open == upstream.draining == 0  # type: ignore[attr-defined]
             assert ours(AsyncGeneratorType) == []
             left = tasks() - before_tasks
             assert not {name for name in left if not name.startswith(("_connected", "Vendor"))}, left

@@ -148,3 +148,31 @@ async def test_a_layer_that_recovers_from_a_cancellation_goes_on() -> None:
     task.cancel()
     assert isinstance(await task, Completed)
     assert b"".join(batch) == b"z"
+
+
+async def test_a_client_that_leaves_while_it_is_written_to_cancels_the_tasks_that_a_layer_waits_for() -> None:
+    ended = asyncio.Event()
+
+    async def child() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.set()
+
+    async def layer() -> AsyncGenerator[Event, None]:
+        yield TextDelta(0, 0, "a")
+        await asyncio.create_task(child())
+        yield Completed()
+
+    class Blocked(Written):
+        async def write(self, data: bytes) -> None:
+            await asyncio.sleep(3600)
+
+    events = layer()
+    task = asyncio.ensure_future(pump_in_task(events, Blocked()))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 2)
+    await asyncio.wait_for(ended.wait(), 2)
+    await events.aclose()

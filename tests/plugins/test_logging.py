@@ -100,6 +100,7 @@ async def test_a_call_that_the_client_left() -> None:
     with capture_logs() as lines:
         events = compose([Logging()], vendor())(call)
         await anext(events)
+        call.trip.interruption = ClientGone("the client left")
         await call.trip.close()
     assert [(line["log_level"], line["outcome"]) for line in lines] == [("info", "client_gone")]
 

@@ -12,6 +12,7 @@ from litestar import Litestar
 
 from router.app import Gateway, build, create_app
 from router.config import parse
+from router.http.connection import ClientConnection
 from router.upstream import CarrierFactory, make_carrier
 
 
@@ -25,7 +26,7 @@ async def served(app: Any, **settings: Any) -> AsyncIterator[str]:
             app,
             log_config=None,
             access_log=False,
-            http="httptools",
+            http=ClientConnection,
             ws="none",
             lifespan="on",
             **{"timeout_graceful_shutdown": 5, **settings},
