@@ -28,7 +28,9 @@ def usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
     # Moonshot puts the hits beside the totals too, DeepSeek only there
     cached = _known(prompt_details, "cached_tokens") or _known(raw, "cached_tokens", "prompt_cache_hit_tokens")
     written = _known(prompt_details, "cache_write_tokens", "cache_creation_input_tokens")
-    creation = _details(prompt_details, "cache_creation")
+    # Qwen's compatible mode may break the writing down by lifetime alone, in either place
+    creation = _details(prompt_details, "cache_creation") or _details(raw, "cache_creation")
+    written = written or sum(_known(creation, f"ephemeral_{time}_input_tokens") for time in ("5m", "1h"))
     written_1h = min(_known(creation, "ephemeral_1h_input_tokens"), written)
     audio_in = _known(prompt_details, "audio_tokens")
     reasoning = _known(completion_details, "reasoning_tokens") or _known(raw, "reasoning_tokens")
@@ -42,6 +44,9 @@ def usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
         completion += reasoning
     if total is not None and total != prompt + completion:
         flags.append(f"total_tokens is {total}, not {prompt} + {completion}")
+    if cached + written <= prompt:
+        # what was heard may have been read from the cache: it is counted there
+        audio_in = min(audio_in, prompt - cached - written)
     plain = prompt - cached - written - audio_in
     if plain < 0:
         flags.append(f"the parts of the prompt ({prompt - plain}) exceed prompt_tokens ({prompt})")

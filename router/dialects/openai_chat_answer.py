@@ -46,7 +46,10 @@ def of_ours(extra: Extra | None) -> Extra | None:
 
 
 def usage_fields(usage: Usage) -> Json:
-    """OpenAI's usage object: the details are subsets of the totals. A vendor's further counts stay in."""
+    """OpenAI's usage object: the totals are ours, the details subsets of them in the vendor's own figures if it has any.
+
+    A vendor's figures may overlap, as cached tokens that are audio do, where the classes must not.
+    """
     prompt, completion = usage.prompt_total, usage.completion_total
     prompt_details = {"cached_tokens": usage.cache_read, "audio_tokens": usage.input_audio}
     if written := usage.cache_write + usage.cache_write_1h:
@@ -69,7 +72,7 @@ def _complete(ours: Json, vendors: Json) -> None:
     for key, value in vendors.items():
         mine = ours.get(key)
         if isinstance(mine, dict) and isinstance(value, dict):
-            _complete(mine, value)
+            mine.update({name: count for name, count in value.items() if count is not None or name not in mine})
         elif key not in ours:
             ours[key] = value
 

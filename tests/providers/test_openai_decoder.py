@@ -334,6 +334,24 @@ def classes(found: Usage) -> dict[str, int]:
         ),
         (
             {
+                "prompt_tokens": 9,
+                "completion_tokens": 0,
+                "prompt_tokens_details": {"cache_creation": {"ephemeral_5m_input_tokens": 4}},
+            },
+            {"input": 5, "cache_write": 4},
+        ),
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 50,
+                "total_tokens": 150,
+                "prompt_tokens_details": {"cached_tokens": 80, "audio_tokens": 90},
+                "completion_tokens_details": {"audio_tokens": 40},
+            },
+            {"cache_read": 80, "input_audio": 20, "output": 10, "output_audio": 40},
+        ),
+        (
+            {
                 "prompt_tokens": 1,
                 "completion_tokens": 9,
                 "total_tokens": 10,
