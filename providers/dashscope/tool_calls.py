@@ -63,6 +63,8 @@ class ToolCalls:
         self._prefix = prefix
         self._source = source
         self._calls: list[_Call] = []
+        self._given = 0
+        """How many of them have been given out."""
 
     def __bool__(self) -> bool:
         return bool(self._calls)
@@ -74,14 +76,25 @@ class ToolCalls:
             call_id, name = _word(item.get("id")), _word(function.get("name"))
             call = self._find(item.get("index"), call_id, name, position, len(items))
             call.id = call.id or call_id
-            call.name = call.name or name
+            if call.slot is None and not call.name.endswith(name):
+                # a name in pieces, as Alibaba's SDK joins them; one that grows comes whole
+                call.name = name if name.startswith(call.name) else call.name + name
             again = bool(call_id or name) or self._reading.mode == "cumulative"
             call.take(function.get("arguments"), again=again)
             if len(self._calls) > MAX_CALLS:
                 raise ProtocolViolated(f"`{self._source}` sent an answer of more than {MAX_CALLS} tool calls")
             if call.length > MAX_ARGUMENTS:
                 raise ProtocolViolated(f"`{self._source}` sent a tool call of more than {MAX_ARGUMENTS} characters")
-            yield from self._give(call)
+            if len(self._calls) > self._given + (call.slot is None):
+                yield from self._settle(but=call)
+            if call.length:
+                yield from self._give(call)
+
+    def _settle(self, but: _Call) -> Iterator[Event]:
+        """Give out the calls whose names can grow no more, since another one goes on."""
+        for call in self._calls:
+            if call is not but and call.slot is None:
+                yield from self._give(call)
 
     def finish(self, *, cut: bool) -> Iterator[Event]:
         """What was held back. A call without arguments has an empty object, unless it was `cut` off."""
@@ -122,6 +135,7 @@ class ToolCalls:
             return
         if call.slot is None:
             call.slot = self._slots.open()
+            self._given += 1
             # the same for every cut of the stream, and no other answer's
             call.id = call.id or f"call_{self._prefix}_{self._choice}_{call.slot}"
             yield ToolCallStarted(self._choice, call.slot, call.id, call.name)
