@@ -78,7 +78,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "litestar": ("router.http.*", *ROOT_LAYER),
     "uvicorn": ("router.http.connection", *ROOT_LAYER),
     "uvloop": ROOT_LAYER,
-    "httptools": ("router.http1", *ROOT_LAYER),
+    "httptools": ("router.http1", "router.http.connection", *ROOT_LAYER),
     "click": ROOT_LAYER,
     "rich": ROOT_LAYER,
     "rich_click": ROOT_LAYER,

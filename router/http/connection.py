@@ -1,14 +1,17 @@
-"""A client's connection: uvicorn's HTTP/1.1 on httptools, with the two bounds it lacks. Knows no call.
+"""A client's connection: uvicorn's HTTP/1.1 on httptools, with what it lacks. Knows no call.
 
 * Headers (and trailers, and what stands between the chunks of a body) have a size.
 * A client that sends its next request before it has its answer gets that answer, and then the connection is closed:
   it must be ready to send the other again (RFC 9112, section 9.3.2). uvicorn would stop to read until the answer is
   complete, and so not see the client leave.
+* An offer to speak another protocol is passed over (RFC 9110, section 7.8): Java's client offers HTTP/2 with every
+  request. The parser takes it as accepted and would not read the request's body.
 """
 
 from http import HTTPStatus
 from typing import Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from router.dialects.openai_chat import OpenAIChat
@@ -31,8 +34,14 @@ class ClientConnection(HttpToolsProtocol):
             self._make_last()
         if self._last:
             return
+        self._unset_keepalive_if_required()
         self._barren += len(data)
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offered:
+            self._stay(data[offered.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(InvalidRequest("this is not a valid HTTP/1.1 request", code="invalid_http"))
         if self._barren > MAX_HEAD and not self.transport.is_closing():
             self._refuse(HeadersTooLarge(f"the request's headers are larger than {MAX_HEAD} bytes"))
 
@@ -50,11 +59,18 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._barren = 0
-        if not self._last:
+        if not self._last and not self.parser.should_upgrade():
             super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(InvalidRequest("this is not a valid HTTP/1.1 request", code="invalid_http"))
+    def _stay(self, rest: bytes) -> None:
+        """Read the body of the request whose head has just been read, of which `rest` has come."""
+        framing = [
+            name + b": " + value + b"\r\n"
+            for name, value in self.headers
+            if name in (b"content-length", b"transfer-encoding")
+        ]
+        self.parser = httptools.HttpRequestParser(_Body(self))
+        self.data_received(b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n" + rest)
 
     def _is_answering(self) -> bool:
         """Whether a request has come in whole and has no whole answer yet."""
@@ -82,3 +98,17 @@ class ClientConnection(HttpToolsProtocol):
             )
             self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+class _Body:
+    """Hands on the body of one request, then gives the connection a parser for the next."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+
+    def on_body(self, body: bytes) -> None:
+        self._connection.on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._connection.parser = httptools.HttpRequestParser(self._connection)
+        self._connection.on_message_complete()
