@@ -116,6 +116,8 @@ _CONTEXT: Final = re.compile(
     re.I,
 )
 _ALLOCATED: Final = re.compile(r"allocated quota|\btpm\b|tokens? per minute", re.I)
+_WORD: Final = re.compile(r"[a-z]+(?:_[a-z]+)+")
+"""A code in OpenAI's form: `unsupported_parameter`, `invalid_json_schema`."""
 _MODEL: Final = re.compile(r"\bmodel|\bendpoint|\bdeployment", re.I)
 
 
@@ -159,6 +161,11 @@ def _flagged(said: VendorMessage) -> bool:
     return isinstance(metadata, dict) and "reasons" in metadata
 
 
+def _own_word(found: ErrorClass, said: VendorMessage) -> str | None:
+    """The vendor's code where it says more than ours: why a request is refused, which programs act upon."""
+    return said.code if found is Rejected and said.code is not None and _WORD.fullmatch(said.code) else None
+
+
 class Failures:
     """Makes the errors of one response, in the name of the provider that sent it."""
 
@@ -177,11 +184,14 @@ class Failures:
     def answered(self, said: VendorMessage, status: int) -> ProviderError:
         """A response that is not a 2xx. Only where a wait may help is there a time to wait."""
         said = without_key(said, self._key)
-        waits = status in (408, 409, 425, 429) or status >= 500
-        return classify(said, status, quota_refills=self._quota_refills)(
+        found = classify(said, status, quota_refills=self._quota_refills)
+        return found(
             f"{self._provider} answered {status}: {said.message}",
+            code=_own_word(found, said),
             param=said.param,
-            retry_after=retry_after(self._headers, said.message, said.body, limited=status == 429) if waits else None,
+            retry_after=retry_after(self._headers, said.message, said.body, limited=status == 429)
+            if found.retryable
+            else None,
             vendor_status=status,
             vendor_code=said.code or said.type,
             vendor_request_id=said.request_id or self._request_id,
@@ -190,10 +200,12 @@ class Failures:
     def within(self, said: VendorMessage, status: int | None = None) -> ProviderError:
         """An error inside a 200. `status` is what the vendor says it would have been."""
         said = without_key(said, self._key)
-        return classify(said, status, quota_refills=self._quota_refills)(
+        found = classify(said, status, quota_refills=self._quota_refills)
+        return found(
             f"{self._provider} failed within its answer: {said.message}",
+            code=_own_word(found, said),
             param=said.param,
-            retry_after=retry_after({}, said.message, said.body),
+            retry_after=retry_after({}, said.message, said.body) if found.retryable else None,
             vendor_status=status or said.status,
             vendor_code=said.code or said.type,
             vendor_request_id=said.request_id or self._request_id,
