@@ -8,11 +8,35 @@ import msgspec
 BROKEN: Final = object()
 """In place of a value: the text is not JSON."""
 
+MAX_DEPTH: Final = 128
+"""Levels of objects and lists. What vendors send has about ten; whoever walks a value may rely on this bound."""
+
 _decode: Final = msgspec.json.Decoder().decode
 
 
 def decoded(data: bytes) -> Any:
     """The JSON value of a payload, or `BROKEN`. Bad UTF-8 and half surrogate pairs become U+FFFD, as in browsers."""
+    value = _value(data)
+    if data.count(b"{") + data.count(b"[") > MAX_DEPTH and _is_deep(value):
+        return BROKEN
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _value(data: bytes) -> Any:
     try:
         return _decode(data)
     except RecursionError:

@@ -10,6 +10,7 @@ from providers import load_provider
 from providers.dashscope.tool_calls import MAX_ARGUMENTS, MAX_CALLS
 from router.errors import ProtocolViolated, ProviderError, Rejected, VendorFailed
 from router.events import Event, TextDelta, ToolCallDelta
+from router.fold import Fold
 from router.messages import ChatRequest, User
 from router.provider import Decoder, HttpError, HttpHead, Provider, ProviderSettings, Target
 
@@ -130,6 +131,23 @@ def test_what_is_no_number_in_json_is_no_json(protocol: str, number: str) -> Non
     assert isinstance(
         failure(protocol, body.replace(b"data:{", b'data:{"created":%b,' % number.encode())), ProviderError
     )
+
+
+@BOTH
+@pytest.mark.parametrize(("depth", "read"), [(100, True), (300, False), (900, False), (5000, False)])
+@pytest.mark.parametrize("nest", ["[]", '{"a":}'])
+def test_json_that_is_nested_deeper_than_can_be_walked_is_refused(
+    protocol: str, nest: str, depth: int, read: bool
+) -> None:
+    deep = nest[:-1] * depth + "1" + nest[-1] * depth
+    body = frame(protocol, {"content": "Hi", "more": "?"}, finish="stop").replace(b'"?"', deep.encode())
+    if not read:
+        assert isinstance(failure(protocol, body), ProviderError)
+        return
+    fold = Fold()
+    for event in fed(protocol, [body]):
+        fold.add(event)
+    assert fold.result().choices[0].text() == "Hi"
 
 
 # -- our key ---------------------------------------------------------------------------------------------------------
