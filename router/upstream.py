@@ -169,7 +169,7 @@ class HttpUpstream:
         self.name = name
         self._carrier = carrier
         self._max_parallel = max_parallel
-        self._drains: set[asyncio.Task[None]] = set()
+        self._drains: dict[asyncio.Task[None], HttpStream] = {}
         self.open = 0
         """Calls that wait for an answer or are reading one."""
 
@@ -196,16 +196,20 @@ class HttpUpstream:
         return len(self._drains)
 
     async def aclose(self) -> None:
-        for drain in tuple(self._drains):
+        drains = dict(self._drains)
+        for drain in drains:
             drain.cancel()
-        await asyncio.gather(*self._drains, return_exceptions=True)
+        await asyncio.gather(*drains, return_exceptions=True)
+        for stream in drains.values():
+            # a task that was cancelled before its first step has closed nothing
+            await stream.aclose()
         await self._carrier.aclose()
 
     def drain(self, stream: "HttpStream") -> None:
         """Read the end of a body whose answer is complete, for a bounded time, and close it."""
         task = asyncio.get_running_loop().create_task(_drained(stream))
-        self._drains.add(task)
-        task.add_done_callback(self._drains.discard)
+        self._drains[task] = stream
+        task.add_done_callback(self._drains.pop)
 
 
 class HttpStream:

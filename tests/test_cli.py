@@ -332,3 +332,28 @@ def test_with_auth_the_greeting_shows_where_the_key_goes(tmp_path: Path, variabl
         assert key not in server.greeting
         assert deltaway("chat", "--url", server.url, "hi", cwd=tmp_path).returncode == 1
         assert deltaway("chat", "--url", server.url, "--key", key, "hi", cwd=tmp_path).stdout == "hi\n"
+
+
+def test_ctrl_c_lets_open_streams_end_in_words_too(tmp_path: Path) -> None:
+    (tmp_path / "providers.yaml").write_text("server: {shutdown: {delay: 10s, grace: 500ms}}\n")
+    with serving(tmp_path) as server:
+        with server.chat("mock/stall-2") as stream:
+            server.process.send_signal(signal.SIGINT)
+            assert b'"shutting_down"' in stream.read()
+        assert server.process.wait(10) in (0, -signal.SIGINT, 128 + signal.SIGINT)
+
+
+def test_a_request_that_is_still_being_sent_when_the_grace_ends_is_refused_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "providers.yaml").write_text("server: {shutdown: {delay: 0s, grace: 500ms}}\n")
+    with serving(tmp_path) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"shutting_down"' in answer
+        server.process.wait(10)
+        assert server.process.stdout is not None
+        told = server.process.stdout.read()
+        assert "exception" not in told.lower()

@@ -174,3 +174,15 @@ def test_configuring_twice_writes_each_line_once() -> None:
 def test_importing_sets_nothing_up() -> None:
     code = "import logging, router.telemetry; raise SystemExit(len(logging.getLogger().handlers))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_log_that_nobody_reads_any_more_fails_nothing() -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    configure(Closed(), pretty=False)
+    structlog.get_logger("deltaway.test").info("a line")

@@ -277,6 +277,5 @@ async def test_a_complete_answer_makes_room_for_the_next_call_before_its_body_en
             stream = await sent.send(posting(played.url), LIMITS)
             await stream.read()
             await stream.release()
-            await stream.aclose()
         assert sent.open == 0
         await sent.aclose()

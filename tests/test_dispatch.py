@@ -1,0 +1,90 @@
+"""What stands in a call's trip, however its attempt ended."""
+
+import asyncio
+
+import pytest
+
+from router.call import Call, Credentials, new_trip
+from router.errors import ClientGone, ProviderError, RouterError
+from router.events import Event
+from router.messages import ChatRequest, User
+from support.serving import config_for, gateway
+from support.vendor import Exchange, Script, delta, plays_hello, sse, usage_chunk, vendor
+
+
+def a_call(model: str = "v/m") -> Call:
+    request = ChatRequest(model=model, messages=(User("Hi"),), stream=True, protocol="openai")
+    return Call(id="req_1", request=request, dialect="openai.chat", trip=new_trip(), credentials=Credentials(None))
+
+
+async def tried(script: Script, more: str = "") -> tuple[Call, RouterError | None]:
+    """One call at a vendor that plays `script`."""
+    async with vendor(script) as played:
+        gate = gateway(config_for(played.url, plugins="[]", more=more))
+        call, error = a_call(), None
+        events: list[Event] = []
+        try:
+            events += [event async for event in gate.layers(call)]
+        except RouterError as raised:
+            error = raised
+        await call.trip.close()
+        upstream = gate.adapters["v"].upstream
+        assert upstream.open == 0  # type: ignore[attr-defined]
+        await upstream.aclose()
+        return call, error
+
+
+async def tells_usage_and_stalls(exchange: Exchange) -> None:
+    await exchange.head()
+    await exchange.chunk(sse(usage_chunk()))
+    await exchange.stall()
+
+
+async def tells_usage_and_cuts(exchange: Exchange) -> None:
+    await exchange.head()
+    await exchange.chunk(sse(delta("a"), usage_chunk()))
+    await asyncio.sleep(0.02)
+    exchange.cut()
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome"),
+    [(tells_usage_and_stalls, "timeout"), (tells_usage_and_cuts, "cut"), (plays_hello, "finished")],
+)
+async def test_what_the_vendor_reported_stands_in_the_attempt_however_it_ended(script: Script, outcome: str) -> None:
+    call, error = await tried(script, more=", timeouts: {first_token: 200ms}")
+    (attempt,) = call.trip.attempts
+    assert attempt.outcome == outcome
+    assert (error is None) == (outcome == "finished")
+    assert attempt.error is error
+    assert attempt.usage is not None
+    assert (attempt.usage.input, attempt.usage.source) == (9, "reported")
+    assert attempt.ended is not None
+
+
+async def refuses(exchange: Exchange) -> None:
+    await exchange.whole(500, b'{"error": {"message": "boom"}}')
+
+
+async def test_a_refusal_is_settled_once_as_failed() -> None:
+    call, error = await tried(refuses)
+    assert isinstance(error, ProviderError)
+    assert [(a.outcome, a.first_delta, a.usage) for a in call.trip.attempts] == [("failed", None, None)]
+
+
+async def test_a_client_that_leaves_settles_the_attempt_as_its_going() -> None:
+    async def stalls(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.chunk(sse(delta("a")))
+        await exchange.stall()
+
+    async with vendor(stalls) as played:
+        gate = gateway(config_for(played.url, plugins="[]"))
+        call = a_call()
+        events = gate.layers(call)
+        await anext(events)
+        call.trip.interruption = ClientGone("the client left")
+        await call.trip.close()
+        await played.settled(1)
+        assert [a.outcome for a in call.trip.attempts] == ["client_gone"]
+        assert gate.adapters["v"].upstream.open == 0  # type: ignore[attr-defined]
