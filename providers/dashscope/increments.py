@@ -29,14 +29,18 @@ class Reading:
 class Increments:
     """One text of one choice, as it comes in frames."""
 
-    __slots__ = ("_given", "_growths", "_joined", "_last", "_reading", "_tokens")
+    __slots__ = ("_given", "_growths", "_head", "_last", "_length", "_pieces", "_reading", "_tokens")
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._last = ""
         """The last frame: the text so far, if frames are cumulative."""
-        self._joined = ""
-        """All frames one after the other: the text so far, if they are increments. Kept until that is known."""
+        self._pieces: list[str] = []
+        """All frames: one after the other the text so far, if they are increments. Kept until that is known."""
+        self._length = 0
+        """Characters in them."""
+        self._head = ""
+        """What they begin with, which is all that a later frame is compared with."""
         self._given = 0
         self._growths = 0
         self._tokens: int | None = None
@@ -47,7 +51,7 @@ class Increments:
         `tokens` is the count of output tokens after the frame. `alone` is false when the frame brings other
         content too: a repeated text beside it is the text so far.
         """
-        if not text or (self._reading.mode == "increments" and not self._joined):
+        if not text or (self._reading.mode == "increments" and not self._length):
             return text
         if self._reading.mode == "unknown":
             self._reading.mode = self._proven(text, tokens, alone)
@@ -58,8 +62,11 @@ class Increments:
             return self._grown(text)
         self._growths += bool(self._last) and len(text) > len(self._last)
         self._last = text
-        self._joined += text
-        agreed = _common(self._last, self._joined)
+        if len(self._pieces) < 2 or len(self._head) < LONG:
+            self._head += text
+        self._pieces.append(text)
+        self._length += len(text)
+        agreed = max(_common(text, self._head), self._given)
         new = text[self._given : agreed]
         self._given = agreed
         return new
@@ -67,7 +74,7 @@ class Increments:
     @property
     def holds(self) -> bool:
         """Whether `settle` may give something."""
-        return self._given < len(self._joined)
+        return self._given < self._length
 
     def settle(self) -> str:
         """What was held back, when the text ends or another one goes on before anything was proven."""
@@ -103,14 +110,20 @@ class Increments:
             self._reading.mode = "increments"
             return self._rest() + text
         new = text[self._given :]
-        self._last, self._joined, self._given = text, "", len(text)
+        self._forget()
+        self._last, self._given = text, len(text)
         return new
 
     def _rest(self) -> str:
-        rest = self._joined[self._given :]
-        if self._joined:
-            self._joined, self._last, self._given = "", "", 0
+        if not self._length:
+            return ""
+        rest = "".join(self._pieces)[self._given :]
+        self._forget()
+        self._last, self._given = "", 0
         return rest
+
+    def _forget(self) -> None:
+        self._pieces, self._length, self._head = [], 0, ""
 
 
 def _common(one: str, other: str) -> int:
