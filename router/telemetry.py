@@ -8,7 +8,6 @@ may local variables.
 import logging
 import sys
 from collections.abc import Iterator, MutableMapping
-from contextlib import suppress
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, Final, TextIO, cast
@@ -59,12 +58,17 @@ class Unfailing:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
+        # `contextlib.suppress` would cost as much as the line
+        try:
             self._stream.write(text)
+        except (OSError, ValueError):
+            pass
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
+        try:
             self._stream.flush()
+        except (OSError, ValueError):
+            pass
 
 
 def describe_exception(logger: Any, method: str, event: EventDict) -> EventDict:

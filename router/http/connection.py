@@ -30,9 +30,10 @@ class ClientConnection(HttpToolsProtocol):
         """Whether the answer under way is the last of this connection."""
 
     def data_received(self, data: bytes) -> None:
+        if self._last:
+            return
         if self._is_answering():
             self._make_last()
-        if self._last:
             return
         self._unset_keepalive_if_required()
         self._barren += len(data)
