@@ -122,6 +122,7 @@ def create_app(gateway: Gateway) -> Litestar:
             Exception: errors.unexpected,
         },
         cors_config=_cors(server.cors),
+        after_request=errors.numbered,
         openapi_config=openapi_config(version("deltaway"), {CHAT_PATH: ChatCompletionRequest}),
         logging_config=None,
         request_max_body_size=server.body_limit,

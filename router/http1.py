@@ -249,6 +249,8 @@ class Response:
         self._origin = origin
         self._connection: Connection | None = connection
         self.head = HttpHead(connection.status, connection.headers)
+        self._packed = False
+        """Whether any of a compressed body has come."""
         self._inflate = _inflater(connection.headers.get("content-encoding", ""))
 
     async def read(self) -> bytes:
@@ -266,8 +268,11 @@ class Response:
                 raise NotHttp(f"the body is not what its content-encoding says: {error}") from None
             if self._inflate.unconsumed_tail:
                 raise NotHttp(f"the body unpacks to more than {MAX_INFLATED} bytes at once")
+            self._packed = True
             if plain:
                 return plain
+        if self._packed and not self._inflate.eof:
+            raise NotHttp("the compressed body ends before its end")
         return b""
 
     async def aclose(self) -> None:

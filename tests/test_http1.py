@@ -223,6 +223,14 @@ async def test_a_compressed_body_is_unpacked(http: Http1, pack: Callable[[bytes]
         assert await fetched(http, listening.url) == (200, b"hello")
 
 
+async def test_a_compressed_body_that_breaks_off_is_not_taken_for_whole(http: Http1) -> None:
+    packed = gzip.compress(b"hello" * 100)[:-12]
+    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed)
+    async with server(always(head + packed)) as listening:
+        with pytest.raises(NotHttp, match="before its end"):
+            await fetched(http, listening.url)
+
+
 async def test_a_body_that_unpacks_to_too_much_is_refused(http: Http1) -> None:
     packed = gzip.compress(bytes(64 * 1024 * 1024))
     head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed)

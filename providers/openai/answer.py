@@ -92,6 +92,7 @@ class Answer:
         self._started: Started | None = None
         self._choices: dict[int, _Choice] = {}
         self._usage: Json | None = None
+        self._counted: tuple[Json, Usage] | None = None
         self._extras: Json = {}
         """Fields beside the choices, as last told."""
         self._news: Json = {}
@@ -99,7 +100,12 @@ class Answer:
 
     @property
     def usage(self) -> Usage | None:
-        return None if self._usage is None else usage_of(self._usage, PROTOCOL)
+        if self._usage is None:
+            return None
+        if self._counted is None or self._counted[0] is not self._usage:
+            # asked for at the end of every call, after the event that told it
+            self._counted = (self._usage, usage_of(self._usage, PROTOCOL))
+        return self._counted[1]
 
     @property
     def begun(self) -> bool:
@@ -290,8 +296,9 @@ class Answer:
                 self._finish(choice, events)
         if unfinished or not self.begun:
             raise self._failures.cut(self._how_cut(told))
-        if self._usage is not None:
-            events.append(UsageReported(usage_of(self._usage, PROTOCOL)))
+        usage = self.usage
+        if usage is not None:
+            events.append(UsageReported(usage))
         events.append(Completed())
 
     def _how_cut(self, told: bool) -> str:

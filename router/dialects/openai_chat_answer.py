@@ -46,7 +46,7 @@ def of_ours(extra: Extra | None) -> Extra | None:
 
 
 def usage_fields(usage: Usage) -> Json:
-    """OpenAI's usage object: the totals are ours, the details subsets of them in the vendor's own figures if it has any.
+    """OpenAI's usage object: the totals are ours, the details subsets of them in the vendor's own figures if any.
 
     A vendor's figures may overlap, as cached tokens that are audio do, where the classes must not.
     """

@@ -56,6 +56,8 @@ class Chat:
         except BaseException as raised:
             error = self._reason(call_id, trip, raised)
             if not isinstance(error, ClientGone):
+                # no plugin has seen this request, so none will write its line
+                self._log.info("refused", request_id=call_id, status=error.status, code=error.code)
                 await self._refuse(send, call_id, trip, error)
             return
         call = self._call(call_id, trip, asked, head, scope)

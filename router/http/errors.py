@@ -25,6 +25,11 @@ class ErrorResponses:
         self._dialect = dialect
         self._log = structlog.get_logger("deltaway.http")
 
+    def numbered(self, response: Response[Any]) -> Response[Any]:
+        """Every response bears a request id, not only an error's."""
+        response.headers.setdefault("x-request-id", request_id())
+        return response
+
     def router_error(self, request: Request[Any, Any, Any], error: RouterError) -> Response[bytes]:
         return self._response(error)
 
@@ -50,7 +55,9 @@ class ErrorResponses:
     def _response(
         self, error: RouterError, headers: dict[str, str] | None = None, call_id: str | None = None
     ) -> Response[bytes]:
-        call_id = call_id or request_id()
+        if call_id is None:
+            call_id = request_id()
+            self._log.info("refused", request_id=call_id, status=error.status, code=error.code)
         ours = {name.decode(): value.decode() for name, value in error_headers(error)}
         return Response(
             self._dialect.error(error, call_id),

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+import structlog
 
 from support.raw import Raw
 from support.serving import asking, client, config_for, create_app, gateway, served
@@ -140,6 +141,22 @@ async def test_a_wrong_method_or_path_has_the_same_shape(http: httpx.AsyncClient
     error = checked(await http.post("/v1/chat/completion", json={}), 404)
     assert "/v1/chat/completions" in error["message"]
     checked(await http.get("/v1/models/nope"), 404)
+
+
+async def test_every_answer_bears_a_request_id(http: httpx.AsyncClient) -> None:
+    for path in ("/v1/models", "/health/live", "/health/ready", "/schema/openapi.json"):
+        assert (await http.get(path)).headers["x-request-id"].startswith("req_")
+
+
+async def test_a_request_that_is_refused_before_any_plugin_still_has_its_line_in_the_log(
+    http: httpx.AsyncClient,
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        chat = await http.post("/v1/chat/completions", content=b"{")
+        elsewhere = await http.get("/nowhere")
+    refused = {line["request_id"]: line["status"] for line in lines if line["event"] == "refused"}
+    assert refused[chat.headers["x-request-id"]] == 400
+    assert refused[elsewhere.headers["x-request-id"]] == 404
 
 
 async def test_malformed_tags_name_the_header(http: httpx.AsyncClient) -> None:
