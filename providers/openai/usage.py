@@ -5,7 +5,10 @@ Vendors put them in other places, or leave them out of the totals: each such cas
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
 
 from router.events import Extra, Usage
 
@@ -19,8 +22,60 @@ def counts(value: Any) -> bool:
     return isinstance(value, dict) and any(_number(value.get(key)) is not None for key in _COUNTS)
 
 
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=10**12)]
+
+
+class PromptDetails(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    cached_tokens: Count = 0
+    cache_write_tokens: Count = 0
+    audio_tokens: Count = 0
+    text_tokens: Count = 0
+    image_tokens: Count = 0
+
+
+class CompletionDetails(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    reasoning_tokens: Count = 0
+    audio_tokens: Count = 0
+    text_tokens: Count = 0
+    accepted_prediction_tokens: Count = 0
+    rejected_prediction_tokens: Count = 0
+
+
+class PlainUsage(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """A usage object as OpenAI's own documents have it, and nothing else in it: nearly all are."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: PromptDetails = PromptDetails()
+    completion_tokens_details: CompletionDetails = CompletionDetails()
+
+
 def usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
     """The classes of a usage object for which `counts` holds. What does not add up is clamped and flagged."""
+    try:
+        plain = msgspec.convert(raw, PlainUsage)
+    except msgspec.ValidationError:
+        return careful_usage_of(raw, protocol)
+    heard, said = plain.prompt_tokens_details, plain.completion_tokens_details
+    fresh = plain.prompt_tokens - heard.cached_tokens - heard.cache_write_tokens - heard.audio_tokens
+    visible = plain.completion_tokens - said.reasoning_tokens - said.audio_tokens
+    if plain.prompt_tokens + plain.completion_tokens != plain.total_tokens or fresh < 0 or visible < 0:
+        return careful_usage_of(raw, protocol)
+    return Usage(
+        input=fresh,
+        cache_read=heard.cached_tokens,
+        cache_write=heard.cache_write_tokens,
+        input_audio=heard.audio_tokens,
+        output=visible,
+        reasoning=said.reasoning_tokens,
+        output_audio=said.audio_tokens,
+        extra=Extra(protocol, answer={"usage": raw}),
+    )
+
+
+def careful_usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
+    """The same for any vendor's object: the plain ones come out alike."""
     flags: list[str] = []
     prompt, completion, total = _first(raw, _PROMPT), _first(raw, _COMPLETION), _number(raw.get("total_tokens"))
     prompt_details = _details(raw, "prompt_tokens_details", "input_tokens_details")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from providers.openai import OpenAI, Options, decoder
 from providers.openai.decoder import ChatDecoder
 from providers.openai.tool_calls import Call
-from providers.openai.usage import counts, usage_of
+from providers.openai.usage import careful_usage_of, counts, usage_of
 from router.errors import ProtocolViolated, ProviderError, StreamCut
 from router.events import (
     ChoiceFinished,
@@ -406,3 +406,35 @@ def test_negative_counts_are_flagged() -> None:
     found = usage(prompt_tokens=-5, completion_tokens=3)
     assert classes(found) == {"output": 3}
     assert found.flag == "a count is negative"
+
+
+COUNTS = st.integers(-3, 40) | st.none() | st.floats(-2, 40) | st.just("5")
+PLAIN = st.integers(0, 40)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "cost"]), COUNTS
+    ),
+    st.dictionaries(st.sampled_from(["cached_tokens", "cache_write_tokens", "audio_tokens", "odd"]), COUNTS),
+    st.dictionaries(st.sampled_from(["reasoning_tokens", "audio_tokens", "text_tokens"]), COUNTS),
+)
+def test_any_usage_object_is_counted_alike_on_the_short_and_the_careful_way(
+    top: dict[str, Any], prompt: dict[str, Any], completion: dict[str, Any]
+) -> None:
+    raw = {**top, "prompt_tokens_details": prompt, "completion_tokens_details": completion}
+    assert usage_of(raw, "openai") == careful_usage_of(raw, "openai")
+
+
+@given(PLAIN, PLAIN, PLAIN, PLAIN, PLAIN)
+def test_a_plain_usage_object_is_counted_alike_on_both_ways(
+    prompt: int, completion: int, cached: int, audio: int, reasoning: int
+) -> None:
+    raw = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": audio},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+    assert usage_of(raw, "openai") == careful_usage_of(raw, "openai")
