@@ -95,7 +95,12 @@ def create_app(gateway: Gateway) -> Litestar:
     dialect = OpenAIChat()
     errors = ErrorResponses(dialect)
     chat = Chat(
-        dialect, gateway.layers, gateway.running, body_limit=server.body_limit, heartbeat=float(server.heartbeat)
+        dialect,
+        gateway.layers,
+        gateway.running,
+        gateway.authenticator,
+        body_limit=server.body_limit,
+        heartbeat=float(server.heartbeat),
     )
 
     @asgi(CHAT_PATH, copy_scope=False)

@@ -5,6 +5,7 @@ A bare ASGI route: Litestar's `Request` and response classes would cost more tha
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -17,17 +18,28 @@ from router.http.reply import Send, StreamedReply, call_headers, error_headers, 
 from router.http.request import Head, Receive, Scope, read_body, read_head
 from router.http.streaming import pump
 from router.ids import request_id
-from router.plugin import CallNext
+from router.plugin import Authenticator, CallNext
 from router.running import Running, interrupt
+
+STRANGERS_BODY: Final = 64 * 1024
+"""Bytes of a body that are read before it is known who sends it. More is read only of who may call at all."""
 
 
 class Chat:
     """`POST /v1/chat/completions`, or the like of another dialect."""
 
     def __init__(
-        self, dialect: Dialect, layers: CallNext, running: Running, *, body_limit: int, heartbeat: float
+        self,
+        dialect: Dialect,
+        layers: CallNext,
+        running: Running,
+        authenticator: Authenticator | None,
+        *,
+        body_limit: int,
+        heartbeat: float,
     ) -> None:
         self._dialect = dialect
+        self._authenticator = authenticator
         self._layers = layers
         self._running = running
         self._body_limit = body_limit
@@ -52,6 +64,9 @@ class Chat:
             if self._running.stopping is not None:
                 raise self._running.stopping
             head = read_head(scope)
+            if self._authenticator is not None and not _is_small(head.content_length):
+                # the plugin will ask again, in its place among the layers; small bodies wait for that
+                self._authenticator.authenticate(head.credentials)
             asked = self._dialect.decode(await read_body(receive, head, self._body_limit))
         except BaseException as raised:
             error = self._reason(call_id, trip, raised)
@@ -170,6 +185,10 @@ class Chat:
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", b"POST"))
         await send_json(send, error.status, self._dialect.error(error, call_id), headers)
+
+
+def _is_small(length: int | None) -> bool:
+    return length is not None and length <= STRANGERS_BODY
 
 
 def _check_end(last: Event | None) -> None:

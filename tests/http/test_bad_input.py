@@ -107,6 +107,16 @@ async def test_no_key_or_a_wrong_one_is_a_401(http: httpx.AsyncClient, key: str 
     assert response.headers["www-authenticate"] == "Bearer"
 
 
+async def test_a_large_body_of_a_stranger_is_not_read_at_all(http: httpx.AsyncClient) -> None:
+    url = str(http.base_url)
+    for headers in ({"content_length": "90000"}, {"transfer_encoding": "chunked"}):
+        # nothing of the body is sent, and the answer is there all the same
+        raw = await Raw.post(url, b"", **headers)
+        assert await raw.head() == 401
+    known = await http.post("/v1/chat/completions", content=b"x" * 90_000)
+    assert known.status_code == 400
+
+
 async def test_x_api_key_is_taken_too(http: httpx.AsyncClient) -> None:
     response = await http.get("/v1/models", headers={"authorization": "Basic eDp5", "x-api-key": "dw-good"})
     assert response.status_code == 200

@@ -26,7 +26,9 @@ class Raw:
         raw = cls(reader, writer)
         opened.append(raw)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        lines = [f"POST {path} HTTP/1.1", f"host: {parts.netloc}", f"content-length: {len(data)}"]
+        lines = [f"POST {path} HTTP/1.1", f"host: {parts.netloc}"]
+        if not {"content_length", "transfer_encoding"} & headers.keys():
+            lines.append(f"content-length: {len(data)}")
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         writer.write("\r\n".join([*lines, "", ""]).encode() + data)
         return raw
