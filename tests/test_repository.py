@@ -57,7 +57,9 @@ def test_no_file_names_a_place_on_one_machine() -> None:
 
 def test_no_file_names_a_package_registry() -> None:
     paths = [path for path in tracked() if path.suffix not in DATA and path.name != Path(__file__).name]
-    registries = r"p[y]thonhosted\.org|p[y]pi\.org|r[e]gistry\.npmjs\.org|r[e]gistry\.yarnpkg|/simple/|index-url=|\bfile:///"
+    registries = (
+        r"p[y]thonhosted\.org|p[y]pi\.org|r[e]gistry\.npmjs\.org|r[e]gistry\.yarnpkg|/simple/|index-url=|\bfile:///"
+    )
     assert not found_in(registries, paths)
 
 
