@@ -13,6 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --require-hashes
 # The project itself, without network: the build tools come from a lock too.
 INSTALL_SELF := $(PIP) install --quiet --no-deps --no-build-isolation --editable .
+# The clients of Postgres and Redis are small: a working copy has them at hand.
+SERVICES := --extra postgres --extra redis
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
@@ -42,8 +44,8 @@ bench: $(VENV)/.develop ## measure the cost per request and per delta
 
 lock: ## pin the dependencies anew (needs uv)
 	@command -v uv >/dev/null || { echo "make lock needs uv: https://docs.astral.sh/uv/" >&2; exit 1; }
-	$(LOCK) --upgrade pyproject.toml --output-file requirements.lock
-	$(LOCK) --upgrade --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+	$(LOCK) --upgrade $(SERVICES) pyproject.toml --output-file requirements.lock
+	$(LOCK) --upgrade $(SERVICES) --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 	printf 'hatchling\neditables\n' | $(LOCK) --constraints requirements-dev.lock - --output-file requirements-build.lock
 
 clean: ## remove the virtual environment and everything that was built

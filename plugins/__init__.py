@@ -11,6 +11,8 @@ from router.plugin import Plugin
 
 BUILT_IN: Final[dict[str, str]] = {
     "auth": "plugins.auth:Auth",
+    "budget": "plugins.budget:BudgetPlugin",
+    "limits": "plugins.limits:LimitsPlugin",
     "logging": "plugins.logging:Logging",
     "usage": "plugins.usage:UsagePlugin",
 }

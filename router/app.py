@@ -3,33 +3,48 @@
 import os
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import version
-from typing import Any, TypeVar
+from pathlib import Path as FilePath
+from typing import Any, NoReturn, TypeVar
 
-from litestar import Litestar, asgi
+import msgspec
+from litestar import Litestar, Request, asgi
 from litestar.config.cors import CORSConfig
 from litestar.exceptions import HTTPException
 from msgspec import Struct
 
 from plugins import known_plugins, load_plugin
+from plugins.auth import Auth
 from providers import known_protocols, load_provider
+from router.backing import Backing, backing
+from router.call import Principal
 from router.catalog import Catalog
 from router.config import ConfigError, Document, Loaded, Problem, load
 from router.dialects.openai_chat import OpenAIChat
 from router.dispatch import Adapter, Dispatch
+from router.door import Door
 from router.errors import RouterError
 from router.extension import ExtensionNotFound, UnknownExtension
 from router.http.chat import Chat
 from router.http.errors import ErrorResponses
 from router.http.health import health_routes
+from router.http.keys import key_routes
 from router.http.models import model_routes
 from router.http.openapi import openapi_config
+from router.http.receipts import receipt_routes
+from router.http.request import read_head
+from router.http.usage import usage_routes
+from router.keyring import Keyring
 from router.lifecycle import lifespan
 from router.plugin import Authenticator, CallNext, Plugin, check_order, compose
-from router.provider import InProcess, ProviderSettings
+from router.prices.pricing import PriceBookPricing, price_book
+from router.provider import InProcess, Provider, ProviderSettings, Target
 from router.reader import Path
 from router.running import Running
+from router.services import Services
 from router.settings import Cors, PluginRow, ProviderRow
 from router.telemetry import configure
 from router.upstream import CarrierFactory, HttpUpstream, InProcessUpstream, Upstream, make_carrier, tls_context
@@ -41,15 +56,22 @@ CONFIG_VARIABLE = "DELTAWAY_CONFIG"
 """Tells worker processes which file to read; empty: the defaults."""
 
 
-class Gateway(Struct, frozen=True):
+class Gateway(Struct, frozen=True, dict=True):
     """Everything one worker is made of."""
 
     loaded: Loaded
     catalog: Catalog
     adapters: dict[str, Adapter]
+    backing: Backing
     plugins: tuple[Plugin, ...]
     layers: CallNext
     running: Running
+
+    @cached_property
+    def auth(self) -> Auth:
+        """Knows the admin keys, also where calls need no key at all."""
+        listed = (plugin for plugin in self.plugins if isinstance(plugin, Auth))
+        return next(listed, None) or Auth(Auth.Settings(), self.backing.services)
 
     @property
     def authenticator(self) -> Authenticator | None:
@@ -63,35 +85,105 @@ def read_config(path: str | None, environ: Mapping[str, str]) -> Loaded:
 
 def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = make_carrier) -> Gateway:
     """Put the gateway together. Raises `ConfigError` for settings that only an adapter or plugin understands."""
-    config = loaded.config
+    config, document = loaded.config, loaded.document
     catalog = Catalog(config)
     context = tls_context()
-    problems: list[Problem] = []
+    problems = Problems()
     adapters: dict[str, Adapter] = {}
+    addresses: dict[str, str | None] = {}
     for row in config.providers.values():
-        try:
-            adapter = _adapter(row, loaded.document, context, carrier)
+        with problems.gathered():
+            provider = _loaded(load_provider, row.protocol, document, ("providers", row.name, "protocol"))
+            addresses[row.protocol] = provider.base_url
+            adapter = _adapter(row, provider, document, context, carrier)
             if adapter is not None:
                 adapters[row.name] = adapter
-        except ConfigError as error:
-            problems.extend(error.problems)
+    kinds: dict[str, type[Plugin]] = {}
+    for layer in config.plugins:
+        with problems.gathered():
+            kinds[layer.name] = _loaded(load_plugin, layer.name, document, layer.path)
+    keyed = any(hasattr(kind, "authenticate") for kind in kinds.values())
+    pricing = _pricing(loaded, addresses, problems)
+    with problems.gathered():
+        behind = backing(loaded, environ, catalog, pricing, keyed=keyed)
+    if len(kinds) < len(config.plugins):
+        problems.fail()
     plugins: list[Plugin] = []
     for layer in config.plugins:
+        with problems.gathered():
+            plugins.append(_plugin(layer, kinds[layer.name], document, behind.services))
+    if not problems.found:
+        paths = {layer.name: layer.path for layer in config.plugins}
+        problems.found += [document.problem(paths[name], message) for name, message in check_order(kinds)]
+    if problems.found:
+        problems.fail()
+    dispatch = Dispatch(
+        catalog,
+        adapters,
+        behind.books,
+        behind.pricing,
+        behind.estimator if config.ledger.enabled or "usage" in kinds else None,
+        unpriced=config.prices.unknown == "flag",
+    )
+    layers = compose(plugins, dispatch.stream)
+    return Gateway(loaded, catalog, adapters, behind, tuple(plugins), layers, Running())
+
+
+def _pricing(loaded: Loaded, addresses: Mapping[str, str | None], problems: "Problems") -> PriceBookPricing:
+    """The price book; a prices file that is wrong is noted, and left out."""
+    config, document = loaded.config, loaded.document
+    without = msgspec.structs.replace(config, prices=msgspec.structs.replace(config.prices, file=None))
+    pricing = price_book(without, None, addresses)
+    if config.prices.file is not None:
+        path = FilePath(document.name).parent / config.prices.file
+        if path.is_file():
+            with problems.gathered():
+                pricing = price_book(config, document.name, addresses)
+        else:
+            words = f"`prices.file`: there is no file {config.prices.file} beside the configuration"
+            problems.found.append(document.problem(("prices", "file"), words))
+    if not problems.found:
+        problems.found += [
+            document.problem(("providers", name, "price_list"), words)
+            for name, words in pricing.unknown_lists().items()
+        ]
+    return pricing
+
+
+def prices_of(gateway: Gateway) -> dict[str, str]:
+    """What is known of the prices of the targets that routes lead to and providers list, by target."""
+    config = gateway.loaded.config
+    routed = [target for route in config.models.values() for target in route.targets]
+    listed = [Target(row.name, model) for row in config.providers.values() for model in row.models]
+    targets = dict.fromkeys([*routed, *listed])
+    coverage = gateway.backing.pricing.coverage(targets, int(time.time() * 1000))
+    return {str(each.target): each.words for each in coverage}
+
+
+class Problems:
+    """Those of a configuration, gathered so that all are told at once."""
+
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
         try:
-            plugins.append(_plugin(layer, loaded.document, environ))
+            yield
         except ConfigError as error:
-            problems.extend(error.problems)
-    if not problems:
-        problems.extend(_order_problems(config.plugins, loaded.document))
-    if problems:
-        raise ConfigError(tuple(sorted(problems)))
-    layers = compose(plugins, Dispatch(catalog, adapters).stream)
-    return Gateway(loaded, catalog, adapters, tuple(plugins), layers, Running())
+            self.found += error.problems
+
+    def fail(self) -> NoReturn:
+        raise ConfigError(tuple(sorted(set(self.found))))
 
 
 def create_app(gateway: Gateway) -> Litestar:
     """The ASGI application."""
-    server = gateway.loaded.config.server
+    config, behind = gateway.loaded.config, gateway.backing
+    server = config.server
+    operators = [gateway.authenticator] if gateway.authenticator not in (None, gateway.auth) else []
+    door = Door(*operators, gateway.auth)
+    keyring = Keyring(behind.store, behind.keys, other_admin=gateway.auth.has_admin_key)
     dialect = OpenAIChat()
     errors = ErrorResponses(dialect)
     chat = Chat(
@@ -99,6 +191,8 @@ def create_app(gateway: Gateway) -> Litestar:
         gateway.layers,
         gateway.running,
         gateway.authenticator,
+        behind.books,
+        layer_names=tuple(row.name for row in config.plugins),
         body_limit=server.body_limit,
         heartbeat=float(server.heartbeat),
     )
@@ -107,14 +201,24 @@ def create_app(gateway: Gateway) -> Litestar:
     async def chat_completions(scope: Any, receive: Any, send: Any) -> None:
         await chat.handle(scope, receive, send)
 
+    async def caller(request: Request[Any, Any, Any]) -> Principal | None:
+        """Who asks; None where no key is needed."""
+        if gateway.authenticator is None:
+            return None
+        return await gateway.authenticator.authenticate(read_head(request.scope).credentials)
+
     return Litestar(
         route_handlers=[
             chat_completions,
             *model_routes(gateway.catalog, gateway.authenticator, int(time.time())),
-            *health_routes(gateway.running),
+            *receipt_routes(behind.store, caller),
+            *usage_routes(behind.store, behind.pricing, caller, config.prices.currency),
+            *key_routes(keyring, door, plugins=frozenset(row.name for row in config.plugins)),
+            *health_routes(gateway.running, behind.books),
         ],
         lifespan=[
             lifespan(
+                behind.opened,
                 gateway.plugins,
                 [adapter.upstream for adapter in gateway.adapters.values()],
                 gateway.running,
@@ -142,10 +246,11 @@ def from_environment() -> Litestar:
     return create_app(build(loaded, environ))
 
 
-def _adapter(row: ProviderRow, document: Document, context: ssl.SSLContext, carrier: CarrierFactory) -> Adapter | None:
+def _adapter(
+    row: ProviderRow, cls: type[Provider], document: Document, context: ssl.SSLContext, carrier: CarrierFactory
+) -> Adapter | None:
     """None for a row that lacks a variable; what it does say is checked all the same."""
     path = ("providers", row.name)
-    cls = _loaded(load_provider, row.protocol, document, (*path, "protocol"))
     options = document.convert((*path, "options"), cls.Options)
     if row.missing:
         return None
@@ -165,17 +270,16 @@ def _adapter(row: ProviderRow, document: Document, context: ssl.SSLContext, carr
     return Adapter(provider, upstream)
 
 
-def _plugin(row: PluginRow, document: Document, environ: Mapping[str, str]) -> Plugin:
-    cls: Any = _loaded(load_plugin, row.name, document, row.path)
-    if not hasattr(cls, "Settings"):
+def _plugin(row: PluginRow, kind: Any, document: Document, services: Services) -> Plugin:
+    if not hasattr(kind, "Settings"):
         if row.settings:
             raise ConfigError((document.problem(row.path, f"the plugin `{row.name}` has no settings"),))
-        plugin: Plugin = cls()
+        plugin: Plugin = kind()
         return plugin
     # a default plugin stands nowhere in the file: a path that leads nowhere reads as no settings
-    settings = document.convert(row.path or ("plugins", row.name), cls.Settings)
+    settings = document.convert(row.path or ("plugins", row.name), kind.Settings)
     try:
-        built: Plugin = cls(settings, environ) if getattr(cls, "wants_environment", False) else cls(settings)
+        built: Plugin = kind(settings, services) if getattr(kind, "wants_services", False) else kind(settings)
     except ValueError as error:
         raise ConfigError((document.problem(row.path, str(error)),)) from None
     return built
@@ -189,18 +293,12 @@ def _loaded(load: Callable[[str], T], name: str, document: Document, path: Path)
         raise ConfigError((document.problem(path, str(error)),)) from None
 
 
-def _order_problems(rows: tuple[PluginRow, ...], document: Document) -> list[Problem]:
-    classes = {row.name: load_plugin(row.name) for row in rows}
-    paths = {row.name: row.path for row in rows}
-    return [document.problem(paths[name], message) for name, message in check_order(classes)]
-
-
 def _cors(cors: Cors | None) -> CORSConfig | None:
     if cors is None:
         return None
     return CORSConfig(
         allow_origins=list(cors.allow_origins),
-        allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+        allow_methods=["GET", "POST", "PUT", "DELETE", "OPTIONS"],
         # the official SDKs send a family of x-stainless-* headers; the key guards the door, not this list
         allow_headers=["*"],
         allow_credentials=cors.allow_credentials,
@@ -209,6 +307,13 @@ def _cors(cors: Cors | None) -> CORSConfig | None:
             "x-deltaway-target",
             "x-deltaway-attempts",
             "x-deltaway-dropped",
+            "x-deltaway-cost",
+            "x-ratelimit-limit-requests",
+            "x-ratelimit-remaining-requests",
+            "x-ratelimit-reset-requests",
+            "x-ratelimit-limit-tokens",
+            "x-ratelimit-remaining-tokens",
+            "x-ratelimit-reset-tokens",
             "retry-after",
             "x-should-retry",
         ],

@@ -13,9 +13,12 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from router.errors import ClientGone, ProviderError, RouterError, TimedOut
+from router.access import Budget, Limits
+from router.errors import BudgetSpent, ClientGone, ProviderError, RouterError, TimedOut
 from router.events import Event, Usage
+from router.generated import Generated
 from router.messages import ChatRequest
+from router.pricing import Cost
 from router.provider import Target
 
 Events: TypeAlias = AsyncGenerator[Event, None]
@@ -42,9 +45,21 @@ class Principal(Struct, frozen=True):
     admin: bool = False
     models: tuple[str, ...] = ()
     """The models it may ask for, as shell patterns (`openai/*`); empty: all."""
+    routes: tuple[str, ...] = ()
+    """Routes it may ask for, as shell patterns, when not empty; then anything else only by `models`."""
+    tags: dict[str, str] = {}
+    """Tags that all its calls bear."""
+    user: str | None = None
+    team: str | None = None
+    limits: Limits = Limits()
+    budgets: tuple[Budget, ...] = ()
 
-    def may_use(self, model: str) -> bool:
-        return not self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
+    def may_use(self, model: str, *, route: bool) -> bool:
+        """Whether it may ask for the name `model`, which is a route's or not."""
+        if not self.models and not self.routes:
+            return True
+        patterns = (*self.models, *self.routes) if route else self.models
+        return any(fnmatchcase(model, pattern) for pattern in patterns)
 
 
 class Credentials:
@@ -59,17 +74,31 @@ class Credentials:
         return "Credentials(…)" if self.secret else "Credentials(None)"
 
 
-class Attempt(Struct):
+class Attempt(Struct, kw_only=True):
     """One try at one target. Times are `time.monotonic()` seconds."""
 
     n: int
     target: Target
     started: float
+    created_at: int
+    """Unix milliseconds: the call's, by which it is summed and priced."""
+    thinking: bool = False
+    """Whether the model was asked to reason, which some vendors price otherwise."""
+    generated: Generated = msgspec.field(default_factory=Generated)
+    """What the vendor has written so far."""
+    sent: bool = False
+    """Whether the vendor may have heard of it."""
+    longest_gap: float = 0.0
+    """The longest wait between two reads that brought something, in seconds."""
+    service_tier: str | None = None
+    """The vendor's word for how the call was served, where it prices by it."""
     first_delta: float | None = None
     ended: float | None = None
     outcome: Outcome | None = None
     error: RouterError | None = None
     usage: Usage | None = None
+    cost: Cost | None = None
+    """Once it has ended, if there is a price."""
     vendor_request_id: str | None = None
 
 
@@ -79,7 +108,11 @@ class Trip(Struct):
     started: float
     """`time.monotonic()` seconds."""
     created_at: int
-    """Unix seconds."""
+    """Unix milliseconds."""
+    asked: str = ""
+    """The model's name as the client wrote it."""
+    labels: object = None
+    """What the ledger files the call under, once it has."""
     attempts: list[Attempt] = []
     headers: dict[str, str] = {}
     """Response headers that plugins and dispatch add before the first byte leaves."""
@@ -96,22 +129,40 @@ class Trip(Struct):
     """When the last such write was done, in the event loop's time. Heartbeats do not count."""
     generators: list[Events] = []
     """Every stream that a layer opened, outermost first."""
+    opened_at: list[float] = []
+    """When each layer was opened, outermost first (`time.monotonic()`)."""
+    candidates: tuple[Target, ...] = ()
+    """Where the call could have gone, best first."""
+    recorded: bool = False
+    """Whether the ledger has an open row of this call."""
+    closed: bool = False
+    """Whether the ledger has been told its end."""
+    counted: list[tuple[ChatRequest, str, int]] = []
+    """Requests whose tokens a layer has counted: for which model, and how many."""
 
     @property
     def target(self) -> Target | None:
         return self.attempts[-1].target if self.attempts else None
 
-    async def close(self) -> None:
+    async def close(self, outermost: Events | None = None) -> None:
         """Close what the layers opened, the innermost first. Does nothing the second time.
 
-        A layer that fails to close does not keep the others from it; the first failure is raised at the end.
+        With `outermost` only that stream and those inside of it: for a layer that ends an answer early and then needs
+        to know what it cost. A layer that fails to close does not keep the others from it; the first failure is
+        raised at the end.
         """
         failure: BaseException | None = None
-        while self.generators:
+        generators = self.generators
+        if outermost is not None and not any(events is outermost for events in generators):
+            return
+        while generators:
+            events = generators.pop()
             try:
-                await self.generators.pop().aclose()
+                await events.aclose()
             except BaseException as error:
                 failure = failure or error
+            if events is outermost:
+                break
         if failure is not None:
             raise failure
 
@@ -134,29 +185,34 @@ class Call(Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, request=request)
 
     def with_principal(self, principal: Principal) -> "Call":
-        """The call with its caller known, which the trip notes too."""
+        """The call with its caller known, which the trip notes too. The key's own user and tags win over its words."""
         self.trip.principal = principal
-        return msgspec.structs.replace(self, principal=principal)
+        user, tags = principal.user or self.user, {**self.tags, **principal.tags} if principal.tags else self.tags
+        return msgspec.structs.replace(self, principal=principal, user=user, tags=tags)
 
 
 def new_trip() -> Trip:
-    return Trip(started=time.monotonic(), created_at=int(time.time()))
+    return Trip(started=time.monotonic(), created_at=int(time.time() * 1000))
 
 
-def outcome_of(error: BaseException | None, trip: Trip) -> Outcome:
-    """The outcome of a call whose stream ended with `error` (None: it ended by itself)."""
+def outcome_of(error: BaseException | None, trip: Trip, attempt: Attempt | None = None) -> Outcome:
+    """The outcome of a call, or of one attempt of it, whose stream ended with `error` (None: it ended by itself)."""
     if error is None:
-        return "finished"
+        # a layer that answers by itself, without a vendor, is a cache of some kind
+        return "finished" if trip.attempts else "cached"
     if isinstance(error, CancelledError | GeneratorExit):
         # from outside: the core noted why
         if trip.interruption is None:
             # an outer layer had enough, or the server gives its tasks up
-            return "stopped" if isinstance(error, GeneratorExit) else "interrupted"
+            return "stopped" if isinstance(error, GeneratorExit) or attempt is not None else "interrupted"
         error = trip.interruption
     if isinstance(error, ClientGone):
         return "client_gone"
     if isinstance(error, TimedOut):
         return "timeout"
+    if isinstance(error, BudgetSpent) and trip.attempts:
+        return "budget"
     if isinstance(error, ProviderError) or trip.attempts:
-        return "failed" if trip.first_delta is None else "cut"
+        began = trip.first_delta if attempt is None else attempt.first_delta
+        return "failed" if began is None else "cut"
     return "refused"

@@ -57,6 +57,9 @@ class Catalog:
             raise self._unavailable(name, (provider,))
         return (self._candidate(Target(provider, model), None),)
 
+    def is_route(self, name: str) -> bool:
+        return name in self._routes
+
     def models(self) -> list[Listed]:
         """Routes, then the models that the providers list, in the configuration's order; no name twice."""
         names = [

@@ -2,20 +2,35 @@
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import rich_click as click
+
+from router.commands.gateway import asked, console, key_option, url_option
 
 if TYPE_CHECKING:
     from router.client import Client
     from router.config import ConfigError
 
 DEFAULT_CONFIG = "providers.yaml"
-DEFAULT_URL = "http://127.0.0.1:8080"
+ELSEWHERE: Final = ("keys", "reconcile", "requests", "usage")
+"""Commands that are a module of `router.commands` each, imported when they are wanted."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.RichGroup):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(f"router.commands.{cmd_name}"), cmd_name)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="deltaway")
 def main() -> None:
     """One endpoint for many model vendors."""
@@ -27,10 +42,6 @@ config_option = click.option(
     type=click.Path(dir_okay=False),
     help=f"The configuration file; {DEFAULT_CONFIG} here if there is one, else the defaults.",
 )
-url_option = click.option(
-    "--url", envvar="DELTAWAY_URL", default=DEFAULT_URL, help="The gateway.", show_default=True, show_envvar=True
-)
-key_option = click.option("--key", envvar="DELTAWAY_API_KEY", help="The key to call with.", show_envvar=True)
 
 
 @main.command()
@@ -43,7 +54,9 @@ def serve(config: str | None, host: str, port: int, workers: int, insecure: bool
     """Run the gateway. Without a configuration it serves `mock`, which needs no key."""
     from router.app import build, read_config
     from router.config import ConfigError
+    from router.ledger.keeping import CannotKeep
     from router.server import BindError, is_loopback, run
+    from router.store.store import StoreAway
 
     path = _config_path(config)
     try:
@@ -58,7 +71,7 @@ def serve(config: str | None, host: str, port: int, workers: int, insecure: bool
         )
     try:
         run(gateway, path, host, port, workers)
-    except BindError as error:
+    except (BindError, CannotKeep, StoreAway) as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -66,17 +79,17 @@ def serve(config: str | None, host: str, port: int, workers: int, insecure: bool
 @config_option
 def check(config: str | None) -> None:
     """Check a configuration, and print what it amounts to."""
-    from router.app import build, read_config
+    from router.app import build, prices_of, read_config
     from router.config import ConfigError
     from router.report import report
 
     path = _config_path(config)
     try:
         loaded = read_config(path, os.environ)
-        build(loaded, os.environ)
+        gateway = build(loaded, os.environ)
     except ConfigError as error:
         _fail_config(error)
-    for line in report(loaded.config):
+    for line in report(loaded.config, prices_of(gateway)):
         click.echo(line)
 
 
@@ -85,16 +98,15 @@ def check(config: str | None) -> None:
 @key_option
 def models(url: str, key: str | None) -> None:
     """List the models the gateway serves."""
-    from rich.console import Console
     from rich.table import Table
 
-    found = _asked(lambda client: client.models(), url, key)
+    found = asked(lambda client: client.models(), url, key)
     table = Table("model", "provider", "available", box=None, header_style="bold")
     for model in found:
         missing = ", ".join(model.get("missing", ()))
         available = "yes" if model.get("available", True) else f"no: set {missing}"
         table.add_row(model["id"], model["owned_by"], available)
-    Console().print(table)
+    console().print(table)
 
 
 @main.command()
@@ -143,16 +155,7 @@ def _turn(model: str, messages: list[dict[str, str]], text: str, url: str, key: 
                 click.echo()
         return "".join(answer)
 
-    messages.append({"role": "assistant", "content": _asked(printed, url, key)})
-
-
-def _asked(question: Any, url: str, key: str | None) -> Any:
-    from router.client import Client, GatewayError
-
-    try:
-        return question(Client(url, key))
-    except GatewayError as error:
-        raise click.ClickException(str(error)) from None
+    messages.append({"role": "assistant", "content": asked(printed, url, key)})
 
 
 def _config_path(given: str | None) -> str | None:

@@ -53,6 +53,21 @@ class Client:
             if not done:
                 raise GatewayError("the answer was cut: the stream ended before its end")
 
+    def call(self, method: str, path: str, body: Any | None = None) -> Any:
+        """One request that sends and answers JSON; `path` begins with a slash. None: the answer has no body."""
+        with self._understood():
+            content = self._content(method, path, body)
+            return json.loads(content) if content else None
+
+    def text(self, path: str) -> str:
+        """What a GET answers, as it is: CSV, for one."""
+        with self._understood():
+            return self._content("GET", path, None).decode("utf-8")
+
+    def _content(self, method: str, path: str, body: Any | None) -> bytes:
+        with self._request(method, path, body) as response:
+            return response.read()
+
     @contextmanager
     def _understood(self) -> Iterator[None]:
         """What breaks while an answer is read becomes words."""
@@ -63,7 +78,7 @@ class Client:
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise GatewayError(f"what answers at {self._url} does not speak as a gateway does ({error})") from None
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
+    def _request(self, method: str, path: str, body: Any | None) -> http.client.HTTPResponse:
         connection = self._connection(self._host, self._port, timeout=600)
         headers = {"content-type": "application/json"}
         if self._key:
@@ -75,7 +90,7 @@ class Client:
             raise GatewayError(
                 f"no gateway answers at {self._url} ({error}); start one with `deltaway serve`"
             ) from None
-        if response.status != 200:
+        if not 200 <= response.status < 300:
             raise GatewayError(_refusal(response.status, response.read()))
         return response
 
@@ -102,8 +117,8 @@ def _pieces(chunk: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _refusal(status: int, body: bytes) -> str:
     try:
-        message = json.loads(body)["error"]["message"]
+        message = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = body.decode("utf-8", "replace")[:300]
-    hint = " Give a key with --key or DELTAWAY_API_KEY." if status == 401 else ""
+    hint = " Give a key with --key, DELTAWAY_API_KEY or DELTAWAY_ADMIN_KEY." if status == 401 else ""
     return f"{message} (HTTP {status}).{hint}" if not message.endswith(".") else f"{message} (HTTP {status}){hint}"

@@ -22,12 +22,16 @@ from router.settings import (
     PLUGINS,
     Config,
     ConfigEntry,
+    Ledger,
     PluginRow,
+    Prices,
     ProviderEntry,
     ProviderRow,
     Route,
     RouteEntry,
     Server,
+    SharedUrl,
+    StoreUrl,
     Timeouts,
     overlay,
 )
@@ -43,6 +47,11 @@ class Document:
     def __init__(self, name: str, root: Node | None) -> None:
         self.name = name
         self._root = root
+
+    @property
+    def is_file(self) -> bool:
+        """Whether `name` is a file's: paths in it are relative to its directory."""
+        return self._root is not None
 
     def convert(self, path: Path, type_: type[T]) -> T:
         """The settings at `path` as a `type_`; a path that is not written reads as an empty mapping.
@@ -149,7 +158,11 @@ class _Check:
         self.strict.keys(top, ConfigEntry.__struct_encode_fields__, ())
         config = Config()
         for section, read in (
-            ("server", self._server),
+            ("server", lambda node: self.strict.read(node, Server, ("server",))),
+            ("store", lambda node: self.strict.read(node, StoreUrl, ("store",))),
+            ("shared", lambda node: self.strict.read(node, SharedUrl, ("shared",))),
+            ("ledger", lambda node: self.strict.read(node, Ledger, ("ledger",))),
+            ("prices", lambda node: self.strict.read(node, Prices, ("prices",))),
             ("providers", self._providers),
             ("models", self._models),
             ("plugins", self._plugins),
@@ -161,9 +174,6 @@ class _Check:
                 except Unreadable:
                     continue
         return config
-
-    def _server(self, node: Node) -> Server:
-        return self.strict.read(node, Server, ("server",))
 
     # -- providers -------------------------------------------------------------------------------------------------
 
@@ -195,6 +205,7 @@ class _Check:
                 transport=row.transport,
                 timeouts=None if row.timeouts is None else overlay(Timeouts(), row.timeouts),
                 models=row.models,
+                price_list=row.price_list,
                 options=row.options,
                 missing=tuple(documents.unset(entry.node)),
             )

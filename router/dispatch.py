@@ -6,7 +6,8 @@ another: today by a second try with what the adapter learned from the error. Tha
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Final
 
 from msgspec import Struct
@@ -14,9 +15,13 @@ from msgspec import Struct
 from router.call import Attempt, Call, Events, Trip, outcome_of
 from router.catalog import Candidate, Catalog
 from router.deadline import Deadline
-from router.errors import ProviderError, StreamCut
-from router.events import CONTENT, ChoiceFinished, Completed, Event
-from router.provider import Decoder, HttpError, Provider
+from router.errors import ClientGone, PriceUnknown, ProviderError, StreamCut
+from router.estimate import Estimator, is_doubtful, is_owed, mended
+from router.events import CONTENT, ChoiceFinished, Completed, Event, Extended, Extra, Started, TextDelta
+from router.ledger.ledger import Books
+from router.messages import Thinking
+from router.pricing import Pricing
+from router.provider import Decoder, HttpError, Provider, Target
 from router.upstream import Upstream, VendorStream, read_error_body
 
 _COMMITTING: Final = CONTENT | {ChoiceFinished}
@@ -46,49 +51,80 @@ class Opened(Struct):
 
 
 class Dispatch:
-    def __init__(self, catalog: Catalog, adapters: Mapping[str, Adapter]) -> None:
+    """`estimator` None: an answer without reported usage is not counted. `unpriced`: whether unknown prices will do."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        adapters: Mapping[str, Adapter],
+        books: Books,
+        pricing: Pricing,
+        estimator: Estimator | None,
+        *,
+        unpriced: bool = True,
+    ) -> None:
         self._catalog = catalog
         self._adapters = adapters
+        self._books = books
+        self._pricing = pricing
+        self._estimator = estimator
+        self._unpriced = unpriced
 
     async def stream(self, call: Call) -> Events:
         """The events of the call's answer. Raises `RouterError` where the vendor, or the way to it, fails."""
-        candidate = self._catalog.resolve(call.request.model)[0]
-        trip = call.trip
+        candidates = self._catalog.resolve(call.request.model)
+        candidate, trip = candidates[0], call.trip
+        trip.candidates = tuple(each.target for each in candidates)
+        self._check_price(candidate.target, trip)
         spent = time.monotonic() - trip.started
         total_at = asyncio.get_running_loop().time() + candidate.timeouts.total - spent
         deadline = Deadline(candidate.timeouts, total_at, f"`{candidate.target}`", trip)
         try:
             opened = await self._open(call, candidate, deadline)
-            decoder, response = opened.decoder, opened.response
+            attempt, decoder, response = opened.attempt, opened.decoder, opened.response
+            written, previous = attempt.generated.output, time.monotonic()
+            events: Iterable[Event] = chain(opened.early, opened.rest)
             last: Event | None = None
             failure: BaseException | None = None
             try:
-                for last in opened.early:
-                    yield last
-                for last in opened.rest:
-                    yield last
-                while not opened.at_end and type(last) is not Completed:
-                    data = await deadline.wait(response.read())
-                    opened.at_end = not data
+                while True:
                     before = last
-                    for last in decoder.feed(data) if data else decoder.finish():
+                    for last in events:
+                        kind = type(last)
+                        if kind is TextDelta:
+                            written.append(last.text)  # type: ignore[union-attr]
+                        elif kind is Completed:
+                            await self._count(call, attempt, decoder)
+                        else:
+                            _note(attempt, last)
                         yield last
                     if last is not before:
                         deadline.progress()
+                    if opened.at_end or type(last) is Completed:
+                        break
+                    data = await deadline.wait(response.read())
+                    opened.at_end = not data
+                    events = decoder.feed(data) if data else decoder.finish()
+                    if data:
+                        arrived = time.monotonic()
+                        attempt.longest_gap = max(attempt.longest_gap, arrived - previous)
+                        previous = arrived
                 if type(last) is not Completed:
                     raise StreamCut(f"`{candidate.target}` ended its answer without an end")
             except BaseException as error:
                 failure = error
                 raise
             finally:
-                opened.attempt.usage = decoder.usage
                 complete = type(last) is Completed
-                # whoever closes us after the end does not undo it
-                settle(opened.attempt, trip, None if complete else failure)
-                if complete and not opened.at_end:
-                    await response.release()
-                else:
-                    await response.aclose()
+                try:
+                    if complete and not opened.at_end:
+                        await response.release()
+                    else:
+                        # first of all: a vendor that is still writing bills it
+                        await response.aclose()
+                finally:
+                    # whoever closes us after the end does not undo it
+                    await self._settle(call, attempt, decoder, None if complete else failure)
         finally:
             deadline.close()
 
@@ -99,24 +135,36 @@ class Dispatch:
         while True:
             sent = adapter.provider.encode(call.request, target)
             trip.dropped = sent.dropped
-            attempt = Attempt(len(trip.attempts) + 1, target, time.monotonic())
+            attempt = Attempt(
+                n=len(trip.attempts) + 1,
+                target=target,
+                started=time.monotonic(),
+                # all attempts of a call belong to its day, in sums, prices and budgets alike
+                created_at=trip.created_at,
+                thinking=_is_asked_to_think(call.request.thinking),
+            )
+            on_record = self._books.open(call, attempt)
             trip.attempts.append(attempt)
             response: VendorStream | None = None
             decoder: Decoder | None = None
             try:
+                if on_record is not None:
+                    await on_record
+                attempt.sent = True
                 response = await deadline.wait(adapter.upstream.send(sent, candidate.timeouts))
                 head = response.head
+                attempt.vendor_request_id = head.headers.get("x-request-id") or head.headers.get("request-id")
                 if head.status >= 300:
                     body = await deadline.wait(read_error_body(response))
                     raise adapter.provider.error(HttpError(head.status, head.headers, body), target)
                 decoder = adapter.provider.decoder(call.request, target, sent, head)
                 return await _commit(attempt, trip, response, decoder, deadline)
             except BaseException as error:
-                if decoder is not None:
-                    attempt.usage = decoder.usage
-                settle(attempt, trip, error)
-                if response is not None:
-                    await response.aclose()
+                try:
+                    if response is not None:
+                        await response.aclose()
+                finally:
+                    await self._settle(call, attempt, decoder, error)
                 lessons += 1
                 if (
                     not isinstance(error, ProviderError)
@@ -124,6 +172,49 @@ class Dispatch:
                     or not adapter.provider.learn(error, target, sent)
                 ):
                     raise
+
+    def _check_price(self, target: Target, trip: Trip) -> None:
+        if not self._unpriced and not self._pricing.knows(target, trip.created_at):
+            raise PriceUnknown(
+                f"no price is known for `{target}`, and calls at an unknown price are refused here: add it to the "
+                "prices file, or set `prices.unknown: flag`"
+            )
+
+    async def _count(self, call: Call, attempt: Attempt, decoder: Decoder) -> None:
+        """The answer is complete: its tokens, the vendor's own or our estimate."""
+        attempt.usage = decoder.usage
+        if attempt.usage is None and self._estimator is not None:
+            attempt.usage = await self._estimator.estimate(call.request, attempt)
+        call.trip.usage = attempt.usage
+
+    async def _settle(
+        self, call: Call, attempt: Attempt, decoder: Decoder | None, failure: BaseException | None
+    ) -> None:
+        """Write down how an attempt ended, and what it used."""
+        trip = call.trip
+        attempt.ended = time.monotonic()
+        attempt.outcome = outcome_of(failure, trip, attempt)
+        if isinstance(failure, ProviderError):
+            attempt.error = failure
+            attempt.vendor_request_id = failure.vendor_request_id or attempt.vendor_request_id
+        reported = attempt.usage if decoder is None else decoder.usage or attempt.usage
+        attempt.usage = reported
+        cancelled: asyncio.CancelledError | None = None
+        broke_off = failure is not None
+        wanted = is_owed(attempt, failure) if reported is None else broke_off and is_doubtful(reported, attempt)
+        if wanted and self._estimator is not None:
+            counted = self._estimator.estimate_now(call.request, attempt)
+            # an error may wait for a long count, and so may nobody when the client has left
+            if isinstance(failure, Exception) or isinstance(trip.interruption, ClientGone):
+                try:
+                    counted = await self._estimator.estimate(call.request, attempt)
+                except asyncio.CancelledError as raised:
+                    cancelled = raised
+            attempt.usage = counted if reported is None else mended(reported, counted)
+        trip.usage = attempt.usage or trip.usage
+        self._books.settle(call, attempt)
+        if cancelled is not None:
+            raise cancelled
 
 
 async def _commit(attempt: Attempt, trip: Trip, response: VendorStream, decoder: Decoder, deadline: Deadline) -> Opened:
@@ -142,9 +233,18 @@ async def _commit(attempt: Attempt, trip: Trip, response: VendorStream, decoder:
             raise StreamCut(f"`{attempt.target}` ended its answer before it began")
 
 
-def settle(attempt: Attempt, trip: Trip, failure: BaseException | None) -> None:
-    """Write down how an attempt ended."""
-    attempt.ended = time.monotonic()
-    attempt.outcome = outcome_of(failure, trip)
-    if isinstance(failure, ProviderError):
-        attempt.error = failure
+def _note(attempt: Attempt, event: Event) -> None:
+    """Any event but the many deltas of text and the last one."""
+    attempt.generated.note(event)
+    kind = type(event)
+    if kind is Started or kind is Extended:
+        extra: Extra | None = event.extra  # type: ignore[union-attr]
+        tier = None if extra is None else extra.answer.get("service_tier")
+        if isinstance(tier, str) and tier:
+            attempt.service_tier = tier
+
+
+def _is_asked_to_think(thinking: Thinking) -> bool:
+    if thinking.enabled is not None:
+        return thinking.enabled
+    return bool(thinking.budget) or thinking.effort not in (None, "none")

@@ -12,11 +12,15 @@
     │   ├── MethodNotAllowed         405
     │   ├── BodyTooLarge             413
     │   ├── HeadersTooLarge          431
+    │   ├── LimitReached             429  a limit of the caller's own: wait, as `retry_after` says
+    │   ├── BudgetSpent              402  a budget does not allow the call, or stopped it
     │   └── ClientGone               499  the caller left; never written to anybody
     ├── GatewayError                 we can mend it
     │   ├── ProviderUnavailable      503  the provider's key is not set
     │   ├── Overloaded               503  our own limit of parallel calls to a provider
     │   ├── ShuttingDown             503
+    │   ├── StoreUnavailable         503  what must be read or recorded cannot be
+    │   ├── PriceUnknown             503  the call may not be made at an unknown price
     │   └── InternalError            500
     └── ProviderError                the vendor's answer, or the lack of one
         ├── Rejected                 400  the vendor refuses the request
@@ -48,6 +52,7 @@ Kind: TypeAlias = Literal[
     "too_large",
     "client_gone",
     "rate_limit",
+    "budget",
     "unavailable",
     "overloaded",
     "timeout",
@@ -137,6 +142,21 @@ class HeadersTooLarge(RequestError):
     code = "headers_too_large"
 
 
+class LimitReached(RequestError):
+    status = 429
+    kind = "rate_limit"
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class BudgetSpent(RequestError):
+    """`retry_after` is when the budget's period ends, if it does."""
+
+    status = 402
+    kind = "budget"
+    code = "budget_exceeded"
+
+
 class ClientGone(RequestError):
     status = 499
     kind = "client_gone"
@@ -167,6 +187,20 @@ class ShuttingDown(GatewayError):
     kind = "unavailable"
     code = "shutting_down"
     retryable = True
+    level = "warning"
+
+
+class StoreUnavailable(GatewayError):
+    status = 503
+    kind = "unavailable"
+    code = "store_unavailable"
+    retryable = True
+
+
+class PriceUnknown(GatewayError):
+    status = 503
+    kind = "unavailable"
+    code = "price_unknown"
     level = "warning"
 
 

@@ -1,4 +1,4 @@
-"""Request ids: `req_` and a ULID (48 bits of time in milliseconds, 80 random bits, Crockford base 32)."""
+"""Ids: of requests `req_` and a ULID (48 bits of time in milliseconds, 80 random bits, Crockford base 32)."""
 
 import os
 import time
@@ -10,9 +10,14 @@ _PAIRS: Final = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
 
 def request_id() -> str:
     """A new id. Ids sort by the time they were made."""
+    return "req_" + ulid()
+
+
+def ulid() -> str:
+    """26 characters that sort by the time they were made."""
     number = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10), "big")
     pairs = []
     for _ in range(13):
         pairs.append(_PAIRS[number & 1023])
         number >>= 10
-    return "req_" + "".join(reversed(pairs))
+    return "".join(reversed(pairs))

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import FrameType
 from typing import Any, Final, TypeAlias
 
@@ -27,13 +27,18 @@ Lifespan: TypeAlias = Callable[[Any], Any]
 
 
 def lifespan(
-    plugins: Sequence[Plugin], upstreams: Iterable[Upstream], running: Running, shutdown: Shutdown
+    behind: Callable[[], AbstractAsyncContextManager[None]],
+    plugins: Sequence[Plugin],
+    upstreams: Iterable[Upstream],
+    running: Running,
+    shutdown: Shutdown,
 ) -> Lifespan:
-    """The Litestar lifespan of one worker."""
+    """The Litestar lifespan of one worker. `behind`: what is open as long as anything else is."""
 
     @asynccontextmanager
     async def opened(app: Any) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(behind())
             for upstream in upstreams:
                 stack.push_async_callback(upstream.aclose)
             for plugin in plugins:

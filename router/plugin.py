@@ -17,6 +17,7 @@ The one rule: no timeout and no task group around a `yield` (PEP 789).
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from time import monotonic
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from router.call import Call, Credentials, Events, Principal
@@ -33,7 +34,7 @@ class Plugin(Protocol):
 
     * `Settings`: a msgspec Struct, checked against the configuration at start. The constructor may raise
       `ValueError` for what a type cannot say, with a message that says what to write instead;
-    * `wants_environment = True`: it is built as `cls(settings, environ)`, the environment variables;
+    * `wants_services = True`: it is built as `cls(settings, services)`, with what `router.services` lends;
     * `outside_of` and `inside_of`: names of plugins that this one must come before or after in the list. A list
       that breaks them is refused at start, never reordered; a name that is not in the list is no matter.
 
@@ -48,7 +49,7 @@ class Plugin(Protocol):
 class Authenticator(Protocol):
     """A plugin that can tell who presents a key; routes other than chat ask it."""
 
-    def authenticate(self, credentials: Credentials) -> Principal:
+    async def authenticate(self, credentials: Credentials) -> Principal:
         """Raises `AuthenticationFailed`."""
         ...
 
@@ -93,6 +94,7 @@ def owned(layer: CallNext) -> CallNext:
     """
 
     def opened(call: Call) -> Events:
+        call.trip.opened_at.append(monotonic())
         try:
             events = layer(call)
         except Exception as error:

@@ -1,11 +1,14 @@
 """What `deltaway check` says about a valid configuration, as lines of text. Pure: somebody else prints them."""
 
+from collections.abc import Mapping
+
 from router.quantities import size, written
-from router.settings import Config, ProviderRow, Route, Server
+from router.settings import Config, ProviderRow, Route, Server, StoreUrl
 
 
-def report(config: Config) -> list[str]:
-    """Routes with their targets, providers with a missing key, plugins, the server: a line each, indented by two."""
+def report(config: Config, prices: Mapping[str, str] | None = None) -> list[str]:
+    """Routes with their targets, providers with a missing key, prices, plugins, the server: a line each, indented by
+    two. `prices`: targets, and what is known of their price in words."""
     unusable = [name for name, row in config.providers.items() if row.missing]
     lines = [_summary(config, unusable), "", "providers"]
     width = max(map(len, config.providers), default=0)
@@ -13,7 +16,12 @@ def report(config: Config) -> list[str]:
     lines += ["", "routes (any provider/model works beside them)"]
     width = max(map(len, config.models), default=0)
     lines += [f"  {name:<{width}}  {_route(route, config)}" for name, route in config.models.items()] or ["  none"]
+    if prices:
+        lines += ["", "prices (of a million tokens)"]
+        width = max(map(len, prices))
+        lines += [f"  {target:<{width}}  {words}" for target, words in prices.items()]
     lines += ["", "plugins, outermost first", f"  {', '.join(row.name for row in config.plugins) or 'none'}"]
+    lines += ["", "ledger", f"  {_ledger(config)}"]
     return [*lines, "", "server", *(f"  {line}" for line in _server(config.server))]
 
 
@@ -36,6 +44,23 @@ def _route(route: Route, config: Config) -> str:
         for target in route.targets
     ]
     return ", then ".join(targets)
+
+
+def _ledger(config: Config) -> str:
+    settings = config.ledger
+    if not settings.enabled:
+        return f"off; keys in {_place(config.store)}"
+    durability = settings.durability or ("process" if config.store.file is not None else "store")
+    return f"{_place(config.store)}, durability {durability}, journal in {settings.journal}"
+
+
+def _place(url: StoreUrl) -> str:
+    """The URL without its password."""
+    scheme, _, rest = url.partition("://")
+    if url.file is not None or "@" not in rest:
+        return url
+    who, _, where = rest.rpartition("@")
+    return f"{scheme}://{who.partition(':')[0]}@{where.partition('?')[0]}"
 
 
 def _server(server: Server) -> list[str]:

@@ -40,7 +40,7 @@ class Running:
 
 
 def interrupt(task: "asyncio.Task[object]", trip: Trip, error: RouterError) -> None:
-    """Cancel a call, noting why. The first reason stays."""
-    if trip.interruption is None:
+    """Cancel a call, noting why. The first reason stays, and what has ended cannot be interrupted any more."""
+    if trip.interruption is None and not trip.closed:
         trip.interruption = error
         task.cancel()

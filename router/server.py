@@ -1,19 +1,23 @@
 """Runs the application under uvicorn: one process, or several that share the listening socket."""
 
+import asyncio
 import ipaddress
 import os
 import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from router.app import CONFIG_VARIABLE, Gateway, create_app
 from router.http.connection import ClientConnection
+from router.keyring import first_admin_key, unenforced
+from router.ledger.keeping import check_directory
 from router.lifecycle import LAST_WORDS
+from router.store.store import Store
 from router.telemetry import configure
 
 BACKLOG = 4096
@@ -36,10 +40,11 @@ def is_loopback(host: str) -> bool:
 
 
 def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers: int) -> None:
-    """Serve until a signal ends it. Raises `BindError`."""
+    """Serve until a signal ends it. Raises `BindError`, `StoreAway`, `CannotKeep`."""
     listening = bind(host, port)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    for line in greeting(gateway, url):
+    admin_key, warnings = asyncio.run(prepared(gateway))
+    for line in greeting(gateway, url, admin_key, warnings):
         print(line, flush=True)  # noqa: T201  # what the person at the terminal sees first
     configure()
     shutdown = gateway.loaded.config.server.shutdown
@@ -71,6 +76,20 @@ def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers
         return
 
 
+async def prepared(gateway: Gateway) -> tuple[str | None, list[str]]:
+    """Bring the store up to date before anybody is greeted; gives the admin key, if this start has made it, and what
+    people should know of the keys there are."""
+    if gateway.loaded.config.ledger.enabled:
+        check_directory(gateway.backing.directory)
+    store = Store(gateway.loaded.config.store)
+    await store.open()
+    try:
+        admin_key = None if gateway.auth.has_admin_key else await first_admin_key(store, os.environ)
+        return admin_key, await unenforced(store, [row.name for row in gateway.loaded.config.plugins])
+    finally:
+        await store.close()
+
+
 def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
@@ -86,8 +105,8 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def greeting(gateway: Gateway, url: str) -> Iterator[str]:
-    """What to try next."""
+def greeting(gateway: Gateway, url: str, admin_key: str | None, warnings: Sequence[str] = ()) -> Iterator[str]:
+    """What to try next, and the first admin key, which nothing can show again."""
     listed = [model for model in gateway.catalog.models() if model.available]
     first = listed[0].id if listed else "mock/echo"
     header = key = ""
@@ -98,6 +117,10 @@ def greeting(gateway: Gateway, url: str) -> Iterator[str]:
     for row in gateway.loaded.config.providers.values():
         if row.missing:
             yield f"  provider {row.name} waits for {', '.join(row.missing)}"
+    for warning in warnings:
+        yield f"  {warning}"
+    if admin_key is not None:
+        yield f"Admin key, shown this once: {admin_key}"
     yield "Try:"
     yield f"  curl -N {url}/v1/chat/completions {header}-H 'content-type: application/json' \\"
     yield f"""    -d '{{"model":"{first}","stream":true,"messages":[{{"role":"user","content":"Hello"}}]}}'"""

@@ -5,12 +5,14 @@ file, the others are what a checked file becomes.
 """
 
 import re
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
+from router.money import checked_currency
 from router.provider import Target
 from router.quantities import Duration, Size, Timeout
 
@@ -109,6 +111,35 @@ class ModelName(str):
         return cls(value)
 
 
+class Currency(str):
+    """An ISO 4217 code."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if not isinstance(value, str):
+            raise ValueError("must be a currency's code such as USD")
+        try:
+            return cls(checked_currency(value))
+        except ValueError as error:
+            raise ValueError(f"is no currency: {error}") from None
+
+
+class Rate(Decimal):
+    """How many units of one currency are one unit of another."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError("must be a number such as 7.1")
+        try:
+            rate = cls(str(value))
+        except InvalidOperation:
+            raise ValueError("must be a number such as 7.1") from None
+        if not rate.is_finite() or not Decimal("0.000001") <= rate <= 10**9:
+            raise ValueError("must be a number above zero, such as 7.1")
+        return rate
+
+
 # -- the server ----------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +175,104 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not 1024 <= self.body_limit <= 1024**3:
             raise ValueError("`body_limit` must be from 1KiB to 1GiB")
+
+
+# -- what is kept --------------------------------------------------------------------------------------------------
+
+
+class StoreUrl(str):
+    """Where calls, attempts and keys are kept: `sqlite:///file.db` or `postgresql://user@host/database`."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if not isinstance(value, str) or not value:
+            raise ValueError("must be sqlite:///file.db or postgresql://user@host/database")
+        scheme, separator, rest = value.partition("://")
+        if not separator or scheme not in ("sqlite", "postgresql", "postgres"):
+            raise ValueError("must begin with sqlite:/// (then a file) or postgresql:// (then user@host/database)")
+        if scheme == "sqlite" and rest == "/:memory:":
+            raise ValueError("must name a file after sqlite:///: what is only in memory is no record")
+        if scheme == "sqlite" and (not rest.startswith("/") or len(rest) < 2):
+            raise ValueError("must name a file after sqlite:///, such as sqlite:///deltaway.db")
+        if scheme != "sqlite":
+            try:
+                parts = urlsplit(value)
+                host, _ = parts.hostname, parts.port
+            except ValueError:
+                raise ValueError("must be a URL: its host or port is not valid") from None
+            if not host or parts.path in ("", "/"):
+                raise ValueError("must name a host and a database: postgresql://user@host/database")
+        return cls(value)
+
+    @property
+    def file(self) -> str | None:
+        """The path of the SQLite file; None for Postgres."""
+        return self.removeprefix("sqlite:///") if self.startswith("sqlite:") else None
+
+
+class SharedUrl(str):
+    """Where limits and budgets are counted: `auto`, `memory` or `redis://host:port/0`."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if value in ("auto", "memory"):
+            return cls(value)
+        if not isinstance(value, str) or not re.match(r"rediss?://", value):
+            raise ValueError("must be auto, memory or redis://host:6379/0")
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("must be a URL such as redis://host:6379/0: its host or port is not valid") from None
+        if not host:
+            raise ValueError("must name a host: redis://host:6379/0")
+        return cls(value)
+
+
+Durability: TypeAlias = Literal["process", "disk", "store"]
+
+
+class Ledger(Struct, frozen=True, forbid_unknown_fields=True):
+    """How calls are recorded. What each key means is in `docs/ledger.md`."""
+
+    enabled: bool = True
+    durability: Durability | None = None
+    """What the vendor's call and the answer's last bytes wait for; None: `process` on SQLite, `store` on Postgres."""
+    journal: str = "deltaway.journal"
+    """The directory of the journals."""
+    journal_limit: Size = Size(256 * 1024 * 1024)
+    """Bytes that the journal of one process may hold while the store is away."""
+    on_store_failure: Literal["refuse", "continue"] = "refuse"
+    """What happens to new calls when the journal is full."""
+    group_commit: Duration = Duration(0.05)
+    """How long rows gather before they are brought into the store together."""
+    checkpoint: Duration = Duration(5)
+    """How often the tokens of a long answer are written down while it runs; 0: never."""
+    audit: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """The share of calls whose reported tokens are counted anew, to compare."""
+    tokenizer: bool = True
+    """False: what a vendor does not report is estimated by length alone (a token is four bytes), nothing audited."""
+
+    def __post_init__(self) -> None:
+        if self.journal_limit < 8 * 1024 * 1024:
+            raise ValueError("`journal_limit` must be at least 8MiB")
+        if self.group_commit > 5:
+            raise ValueError("`group_commit` must be at most 5s")
+        if not self.journal:
+            raise ValueError("`journal` is empty: name a directory")
+
+
+class Prices(Struct, frozen=True, forbid_unknown_fields=True):
+    """Prices beside those of the package."""
+
+    file: str | None = None
+    """A file of your own prices, which win over the package's; relative to the configuration."""
+    currency: Currency = Currency("USD")
+    """What sums over several currencies are in."""
+    rates: dict[Currency, Rate] = {}
+    """Units of another currency for one unit of `currency`, from the day the book ends on."""
+    unknown: Literal["flag", "refuse"] = "flag"
+    """A call whose price is not known: made and flagged, or refused."""
 
 
 # -- timeouts ------------------------------------------------------------------------------------------------------
@@ -192,6 +321,7 @@ class ProviderEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     transport: Transport = "native"
     timeouts: TimeoutsEntry | None = None
     models: tuple[ModelName, ...] = ()
+    price_list: str | None = None
     options: dict[str, Any] = {}
 
 
@@ -211,6 +341,8 @@ class ProviderRow(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     timeouts: Timeouts | None = None
     models: tuple[str, ...] = ()
     """Models to list; others can be called all the same."""
+    price_list: str | None = None
+    """Whose prices hold, by their name in the price book; None: those that `base_url` or the protocol tell."""
     options: dict[str, Any] = {}
     """As written; `Loaded.document` reads them as the protocol's `Options`."""
     missing: Missing = ()
@@ -261,10 +393,18 @@ class PluginRow(Struct, frozen=True, forbid_unknown_fields=True):
         return [("name", self.name)]
 
 
+STORE: Final = StoreUrl("sqlite:///deltaway.db")
+SHARED: Final = SharedUrl("auto")
+
+
 class ConfigEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The top level of the file."""
 
     server: Server = Server()
+    store: StoreUrl = STORE
+    shared: SharedUrl = SHARED
+    ledger: Ledger = Ledger()
+    prices: Prices = Prices()
     providers: dict[str, ProviderEntry] = {}
     models: dict[str, RouteEntry] = {}
     plugins: tuple[str | dict[str, Any], ...] = ()
@@ -285,6 +425,10 @@ PLUGINS: Final = (
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     server: Server = Server()
+    store: StoreUrl = STORE
+    shared: SharedUrl = SHARED
+    ledger: Ledger = Ledger()
+    prices: Prices = Prices()
     providers: dict[str, ProviderRow] = msgspec.field(default_factory=lambda: {MOCK.name: MOCK})
     models: dict[str, Route] = {}
     plugins: tuple[PluginRow, ...] = PLUGINS

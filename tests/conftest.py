@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get(STRICT):
             pytest.fail(f"{reason} ({STRICT} is set)", pytrace=False)
         pytest.skip(reason)
+
+
+class Unhurried:
+    """In place of the collector that a server tidies up with at its start, which takes longer than most tests."""
+
+    collect = freeze = unfreeze = staticmethod(lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.lifecycle.gc", Unhurried)
+
+
+@pytest.fixture(autouse=True)
+def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test works in a directory of its own: a gateway keeps its ledger where it was started."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

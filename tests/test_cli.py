@@ -184,11 +184,10 @@ def test_check_prints_what_a_configuration_amounts_to(tmp_path: Path) -> None:
         ("providers:\n  x: {protocol: opnai}\n", "2:17", "openai"),
         ("providers:\n  x: {protocol: openai, options: {max_tokens_feild: auto}}\n", "2:", "max_tokens_field"),
         ("providers: {mock: {protocol: mock}}\nplugins: [usage, logging]\n", "2:", "before"),
-        ("plugins: [{auth: {}}]\n", "1:", "DELTAWAY_ADMIN_KEY"),
-        ("plugins: [{usage: {tokeniser: true}}]\n", "1:", "tokenizer"),
+        ("plugins: [{limits: {tokeniser: true}}]\n", "1:", "tokenizer"),
         ("plugins: [nosuch.module:Thing]\n", "1:", "nosuch.module"),
     ],
-    ids=["protocol", "option", "order", "no key", "setting", "module"],
+    ids=["protocol", "option", "order", "setting", "module"],
 )
 @pytest.mark.parametrize("command", ["check", "serve"])
 def test_a_mistake_is_told_with_file_line_and_column(

@@ -20,7 +20,7 @@ def a_call(model: str = "v/m") -> Call:
 async def tried(script: Script, more: str = "") -> tuple[Call, RouterError | None]:
     """One call at a vendor that plays `script`."""
     async with vendor(script) as played:
-        gate = gateway(config_for(played.url, plugins="[]", more=more))
+        gate = gateway(config_for(played.url, plugins="[]", more=more) + "ledger: {enabled: false}\n")
         call, error = a_call(), None
         events: list[Event] = []
         try:
@@ -79,7 +79,7 @@ async def test_a_client_that_leaves_settles_the_attempt_as_its_going() -> None:
         await exchange.stall()
 
     async with vendor(stalls) as played:
-        gate = gateway(config_for(played.url, plugins="[]"))
+        gate = gateway(config_for(played.url, plugins="[]") + "ledger: {enabled: false}\n")
         call = a_call()
         events = gate.layers(call)
         await anext(events)

@@ -12,6 +12,7 @@ import click
 import pytest
 import yaml
 
+from plugins import known_plugins
 from providers import BUILT_IN, known_protocols
 from router.app import build, create_app
 from router.cli import main
@@ -76,17 +77,24 @@ def test_every_make_target_that_is_named_exists(document: Path) -> None:
     assert named <= targets
 
 
+def every_command() -> dict[str, click.Command]:
+    assert isinstance(main, click.Group)
+    context = click.Context(main)
+    found = {name: main.get_command(context, name) for name in main.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_deltaway_command_that_is_named_exists(document: Path) -> None:
-    group = main
-    assert isinstance(group, click.Group)
-    pattern = re.compile(r"(?:\.venv/bin/)?deltaway ([a-z]+)\b(.*)")
+    pattern = re.compile(r"(?:\.venv/bin/)?deltaway ([a-z]+)\b(?: ([a-z]+)\b)?(.*)")
     for command in commands_of(document):
         if match := pattern.match(command):
-            known = group.commands.get(match[1])
+            known = every_command().get(match[1])
+            if isinstance(known, click.Group) and match[2] is not None:
+                known = known.commands.get(match[2])
             assert known is not None, f"no command: {command}"
             options = {option for parameter in known.params for option in parameter.opts}
-            assert set(re.findall(r"(?<=\s)--?[a-z]+(?:-[a-z]+)*", match[2])) <= options, command
+            assert set(re.findall(r"(?<=\s)--?[a-z]+(?:-[a-z]+)*", match[3])) <= options, command
 
 
 def test_the_readme_names_the_two_commands_of_a_fresh_machine() -> None:
@@ -95,18 +103,17 @@ def test_the_readme_names_the_two_commands_of_a_fresh_machine() -> None:
 
 
 def test_the_readme_lists_every_command_and_its_options() -> None:
-    group = main
-    assert isinstance(group, click.Group)
+    commands = every_command()
     text = README.read_text("utf-8")
     listed = set(re.findall(r"^\| `deltaway ([a-z]+)", text, re.M))
-    assert listed == set(group.commands)
-    serve = {option for parameter in group.commands["serve"].params for option in parameter.opts}
+    assert listed == set(commands)
+    serve = {option for parameter in commands["serve"].params for option in parameter.opts}
     (row,) = re.findall(r"^\| `deltaway serve` \| (.*)$", text, re.M)
     assert set(re.findall(r"`(--[a-z]+)`", row)) <= serve
 
 
 def test_the_paths_that_the_readme_lists_are_the_paths_that_are_served() -> None:
-    rows = re.findall(r"^\| `(?:GET|POST) (.+?) \|", README.read_text("utf-8"), re.M)
+    rows = re.findall(r"^\| `(?:(?:GET|POST|PUT) |(?=/))(.+?) \|", README.read_text("utf-8"), re.M)
     listed = {path for row in rows for path in re.findall(r"/[\w./{}-]+", row)}
     app = create_app(build(loaded("plugins: []\n"), {}))
     served = {re.sub(r"\{\w+:\w+\}", "{id}", route.path) for route in app.routes}
@@ -120,7 +127,7 @@ def loaded(text: str, environ: Mapping[str, str] | None = None) -> Any:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "providers.yaml"
         path.write_text(text, "utf-8")
-        return load(str(path), environ or {}, protocols=known_protocols(), plugins=("logging", "auth", "usage"))
+        return load(str(path), environ or {}, protocols=known_protocols(), plugins=known_plugins())
 
 
 @each("yaml")

@@ -31,7 +31,7 @@ def test_a_place_is_found() -> None:
 
 
 def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
-    with pytest.raises(UnknownExtension, match=r"no plugin `loging`: did you mean `logging`\? \(known: auth, logging,"):
+    with pytest.raises(UnknownExtension, match=r"no plugin `loging`: did you mean `logging`\? \(known: auth, budget,"):
         load_plugin("loging")
 
 

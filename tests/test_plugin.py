@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from router.call import Call, Credentials, Events, Principal, Trip, new_trip, outcome_of
-from router.errors import ClientGone, PermissionDenied, ShuttingDown, StreamCut, TimedOut, VendorFailed
+from router.errors import BudgetSpent, ClientGone, PermissionDenied, ShuttingDown, StreamCut, TimedOut, VendorFailed
 from router.events import ChoiceFinished, Completed, Event, Started, TextDelta
 from router.messages import ChatRequest, User
 from router.plugin import CallNext, Plugin, check_order, compose
@@ -261,7 +261,10 @@ def left(trip: Trip) -> None:
 @pytest.mark.parametrize(
     ("error", "outcome", "happened"),
     [
-        (None, "finished", []),
+        (None, "finished", [asked]),
+        (None, "cached", []),
+        (BudgetSpent("spent"), "refused", []),
+        (BudgetSpent("spent"), "budget", [asked, began]),
         (PermissionDenied("no"), "refused", []),
         (ClientGone("left"), "client_gone", [asked, began]),
         (asyncio.CancelledError(), "client_gone", [asked, left]),

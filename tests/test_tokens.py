@@ -1,6 +1,7 @@
 """Token counts: the right vocabulary, unchanged, offline, and in bounded time."""
 
 import asyncio
+import base64
 import gzip
 import shutil
 import socket
@@ -20,10 +21,13 @@ from router.messages import (
     Assistant,
     Audio,
     ChatRequest,
+    File,
     FunctionTool,
     Image,
     JsonSchema,
+    OtherPart,
     OtherTool,
+    Part,
     Reasoning,
     System,
     Text,
@@ -259,6 +263,57 @@ def test_images_and_files_count_flat() -> None:
     _, none = measured(request(User(())))
     _, fixed = measured(request(User((Image("data:x"), Image("data:x", detail="low"), Audio("UklGRg==", "wav")))))
     assert fixed - none == PER_IMAGE + PER_IMAGE_LOW + PER_FILE
+
+
+BYTES = b"Hello, file. " * 80_000
+BASE64 = base64.b64encode(BYTES).decode()
+
+
+@pytest.mark.parametrize(
+    ("part", "each"),
+    [
+        (File(data=BASE64), 4),
+        (File(data=f"data:text/plain;base64,{BASE64}", filename="a.txt"), 4),
+        (File(url=f"data:application/pdf;base64,{BASE64}"), 4),
+        (File(url=f"data:text/plain,{BYTES.decode()}"), 4),
+        (File(data="data:text/plain,{}".format("é" * (len(BYTES) // 2))), 4),
+        (OtherPart({"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{BASE64}"}}), 4),
+        (OtherPart({"type": "video", "video": ["data:,a", f"data:text/plain,{BYTES.decode()}"]}), 4),
+        (Audio(BASE64, "wav"), 16),
+    ],
+)
+def test_what_is_sent_along_counts_by_its_bytes_and_is_not_tokenized(part: Part, each: int) -> None:
+    _, none = measured(request(User(())))
+    texts, fixed = measured(request(User((part,))))
+    assert fixed - none == pytest.approx(len(BYTES) / each, abs=3)
+    assert sum(map(len, texts)) < 200
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        File(file_id="file-1"),
+        File(url="https://example.com/" + "a" * 10_000),
+        Audio("https://example.com/" + "a" * 100_000, "mp3"),
+        File(data=BASE64[:400]),
+        OtherPart({"type": "input_file", "file_id": "file-1"}),
+    ],
+)
+def test_a_file_that_is_elsewhere_or_small_counts_flat(part: Part) -> None:
+    assert measured(request(User((part,))))[1] - measured(request(User(())))[1] == PER_FILE
+
+
+def test_a_part_of_an_unknown_kind_counts_as_its_text() -> None:
+    texts, fixed = measured(request(ToolResult("c1", (OtherPart({"type": "input_text", "text": "long " * 1000}),))))
+    assert rough_count(texts) + fixed > 1000 + PER_FILE
+    assert "long long" in texts[0]
+
+
+def test_a_part_of_any_depth_is_counted() -> None:
+    deep: Any = "bottom"
+    for _ in range(900):
+        deep = [deep]
+    assert "bottom" in measured(request(User((OtherPart({"type": "nest", "in": deep}),))))[0][0]
 
 
 def test_tiktoken_is_not_imported_by_importing_the_module() -> None:

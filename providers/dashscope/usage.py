@@ -10,8 +10,11 @@ from typing import Any, Final
 
 from router.events import Extra, Usage
 
-_TOO_MANY: Final = 10**15
-"""No count of tokens."""
+_MOST: Final = 10**9
+"""More tokens than any call has: a count above is not believed, and taken for one that was not told."""
+
+_INPUT: Final = ("input_tokens", "prompt_tokens")
+_OUTPUT: Final = ("output_tokens", "completion_tokens")
 
 _OUTPUT_DETAILS: Final = ("output_tokens_details", "completion_tokens_details")
 _INPUT_DETAILS: Final = ("prompt_tokens_details", "input_tokens_details")
@@ -36,20 +39,27 @@ class Counts:
             self._by_choice = dict.fromkeys(self._by_choice, usage)
 
     def total(self) -> dict[str, Any] | None:
-        """The vendor's usage object for the whole answer; None when there was none."""
-        if self._whole is not None:
-            return self._whole
-        counts = [self._by_choice[index] for index in sorted(self._by_choice)]
-        if len(counts) < 2:
-            return counts[0] if counts else None
-        return _added(counts)
+        """The vendor's usage object for the whole answer; None when there was none that tells a count."""
+        usage = self._whole
+        if usage is None:
+            counts = [self._by_choice[index] for index in sorted(self._by_choice)]
+            usage = _added(counts) if len(counts) > 1 else counts[0] if counts else {}
+        told = any(_number(usage.get(name)) is not None for name in (*_INPUT, *_OUTPUT, "total_tokens"))
+        return usage if told else None
 
 
 def read_usage(usage: dict[str, Any]) -> Usage:
-    """The classes of a usage object. What does not add up is cut to fit, and flagged."""
+    """The classes of a usage object. What does not add up is cut to fit, and flagged, and so is a side that is not
+    told: its classes are zero."""
     flags: list[str] = []
-    total_in = _count(usage, "input_tokens", "prompt_tokens", flags=flags)
-    total_out = _count(usage, "output_tokens", "completion_tokens", flags=flags)
+    told_in, told_out = _told(usage, *_INPUT, flags=flags), _told(usage, *_OUTPUT, flags=flags)
+    total = _told(usage, "total_tokens", flags=flags)
+    if told_in is None and (told_out is None or not total):
+        flags.append("the tokens of the input are not told")
+    if told_out is None and (told_in is None or not total):
+        flags.append("the tokens of the output are not told")
+    total_in = max((total or 0) - (told_out or 0), 0) if told_in is None else told_in
+    total_out = max((total or 0) - total_in, 0) if told_out is None else told_out
     inputs = [_part(usage, name) for name in _INPUT_DETAILS]
     outputs = [_part(usage, name) for name in _OUTPUT_DETAILS]
 
@@ -59,13 +69,15 @@ def read_usage(usage: dict[str, Any]) -> Usage:
     hour, room = _taken("ephemeral_1h_input_tokens", hour, room, flags)
     written, room = _taken("cache_creation_input_tokens", _created([*inputs, usage], hour, flags), room, flags)
     heard = _first([*inputs, usage], "audio_tokens", flags=flags)
+    if heard <= total_in:
+        # what was heard may have been read from the cache: it is counted there
+        heard = min(heard, room)
     heard, room = _taken("audio_tokens", heard, room, flags)
 
     left = total_out
     thought, left = _taken("reasoning_tokens", _first(outputs, "reasoning_tokens", flags=flags), left, flags)
     spoken, left = _taken("audio_tokens", _first(outputs, "audio_tokens", flags=flags), left, flags)
 
-    total = _number(usage.get("total_tokens"))
     if total and total != total_in + total_out:
         flags.append(f"total_tokens is {total}, not {total_in} + {total_out}")
     return Usage(
@@ -77,7 +89,7 @@ def read_usage(usage: dict[str, Any]) -> Usage:
         output=left,
         reasoning=thought,
         output_audio=spoken,
-        flag="; ".join(flags) or None,
+        flag="; ".join(dict.fromkeys(flags)) or None,
         extra=Extra("dashscope", answer={"usage": usage}),
     )
 
@@ -104,13 +116,23 @@ def _first(places: list[dict[str, Any]], name: str, *, flags: list[str]) -> int:
 
 
 def _count(place: dict[str, Any], *names: str, flags: list[str]) -> int:
+    return _told(place, *names, flags=flags) or 0
+
+
+def _told(place: dict[str, Any], *names: str, flags: list[str]) -> int | None:
+    """The first of these that is a count; None where there is none."""
     for name in names:
-        number = _number(place.get(name))
+        value = place.get(name)
+        number = _number(value)
         if number is not None:
             if number < 0:
                 flags.append(f"{name} is {number}")
             return max(number, 0)
-    return 0
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            flags.append(f"{name} is not believed")
+        elif value is not None:
+            flags.append(f"{name} is no number")
+    return None
 
 
 def _part(place: dict[str, Any], name: str) -> dict[str, Any]:
@@ -119,7 +141,7 @@ def _part(place: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _number(value: Any) -> int | None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_MANY:
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST:
         return int(value)
     return None
 
@@ -127,16 +149,17 @@ def _number(value: Any) -> int | None:
 def _added(counts: list[dict[str, Any]]) -> dict[str, Any]:
     """The last choice's usage with the output of all; the input is the same for each and counts once."""
     total = dict(counts[-1])
-    for name in ("output_tokens", "completion_tokens"):
-        if name in total:
-            total[name] = sum(_count(usage, name, flags=[]) for usage in counts)
+    for name in _OUTPUT:
+        if any(name in usage for usage in counts):
+            numbers = [_number(usage.get(name)) for usage in counts]
+            # what one choice does not tell, the sum does not tell either
+            total[name] = None if None in numbers else sum(max(number or 0, 0) for number in numbers)
     for details in _OUTPUT_DETAILS:
         parts = [_part(usage, details) for usage in counts]
         names = dict.fromkeys(name for part in parts for name, value in part.items() if _number(value) is not None)
         if names:
             total[details] = {**parts[-1], **{n: sum(_count(part, n, flags=[]) for part in parts) for n in names}}
     if "total_tokens" in total:
-        total["total_tokens"] = _count(total, "input_tokens", "prompt_tokens", flags=[]) + _count(
-            total, "output_tokens", "completion_tokens", flags=[]
-        )
+        into, out = (_told(total, *names, flags=[]) for names in (_INPUT, _OUTPUT))
+        total["total_tokens"] = None if into is None or out is None else into + out
     return total

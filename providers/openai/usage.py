@@ -14,6 +14,8 @@ from router.events import Extra, Usage
 
 _PROMPT: Final = ("prompt_tokens", "input_tokens")
 _COMPLETION: Final = ("completion_tokens", "output_tokens")
+_MOST: Final = 10**9
+"""More tokens than any call has: a count above is not believed, and taken for one that was not told."""
 _COUNTS: Final = (*_PROMPT, *_COMPLETION, "total_tokens")
 
 
@@ -22,7 +24,7 @@ def counts(value: Any) -> bool:
     return isinstance(value, dict) and any(_number(value.get(key)) is not None for key in _COUNTS)
 
 
-Count: TypeAlias = Annotated[int, Meta(ge=0, le=10**12)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=_MOST)]
 
 
 class PromptDetails(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -52,7 +54,8 @@ class PlainUsage(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
 
 def usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
-    """The classes of a usage object for which `counts` holds. What does not add up is clamped and flagged."""
+    """The classes of a usage object for which `counts` holds. What does not add up is clamped and flagged, and so is a
+    side that is not told: its classes are zero."""
     try:
         plain = msgspec.convert(raw, PlainUsage)
     except msgspec.ValidationError:
@@ -90,6 +93,12 @@ def careful_usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
     audio_in = _known(prompt_details, "audio_tokens")
     reasoning = _known(completion_details, "reasoning_tokens") or _known(raw, "reasoning_tokens")
     audio_out = _known(completion_details, "audio_tokens")
+    for part in (raw, prompt_details, completion_details, creation):
+        flags += [words for key, value in part.items() if (words := _unread(key, value)) is not None]
+    if prompt is None and (completion is None or total is None):
+        flags.append("the tokens of the prompt are not told")
+    if completion is None and (prompt is None or total is None):
+        flags.append("the tokens of the completion are not told")
     if prompt is None:
         prompt = max((total or 0) - (completion or 0), 0)
     if completion is None:
@@ -100,6 +109,8 @@ def careful_usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
     if total is not None and total != prompt + completion:
         flags.append(f"total_tokens is {total}, not {prompt} + {completion}")
     if cached + written <= prompt:
+        if audio_in > prompt:
+            flags.append(f"audio_tokens is {audio_in}, more than prompt_tokens ({prompt})")
         # what was heard may have been read from the cache: it is counted there
         audio_in = min(audio_in, prompt - cached - written)
     plain = prompt - cached - written - audio_in
@@ -119,18 +130,27 @@ def careful_usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
         output=max(visible, 0),
         reasoning=reasoning,
         output_audio=audio_out,
-        flag="; ".join(flags) or None,
+        flag="; ".join(dict.fromkeys(flags)) or None,
         extra=Extra(protocol, answer={"usage": raw}),
     )
 
 
 def _number(value: Any) -> int | None:
     """A count; some vendors write floats. Negative ones count as 0."""
-    if type(value) is int and 0 <= value < 1_000_000_000:
+    if type(value) is int and 0 <= value <= _MOST:
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15:
-        return max(round(value), 0)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value <= _MOST:
+        return round(value) if value > 0 else 0
     return None
+
+
+def _unread(key: str, value: Any) -> str | None:
+    """Why a count is not taken for what it says, in words; None where it is, or where it is no count."""
+    if not key.endswith("tokens") or value is None or _number(value) is not None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{key} is not believed"
+    return f"{key} is no number"
 
 
 def _negative(value: Any) -> bool:

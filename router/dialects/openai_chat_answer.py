@@ -184,6 +184,7 @@ _TYPE: Final[dict[Kind, str]] = {
     "too_large": "invalid_request_error",
     "permission": "permission_error",
     "rate_limit": "rate_limit_error",
+    "budget": "insufficient_quota",
     "unavailable": "service_unavailable_error",
     "overloaded": "service_unavailable_error",
     "timeout": "server_error",

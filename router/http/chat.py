@@ -11,13 +11,14 @@ import structlog
 
 from router.call import Call, Trip, new_trip
 from router.dialect import Asked, Dialect
-from router.errors import ClientGone, InternalError, MethodNotAllowed, RouterError, ShuttingDown
+from router.errors import ClientGone, InternalError, MethodNotAllowed, RouterError, ShuttingDown, StoreUnavailable
 from router.events import Completed, Event
 from router.fold import Fold
 from router.http.reply import Send, StreamedReply, call_headers, error_headers, send_json
 from router.http.request import Head, Receive, Scope, read_body, read_head
 from router.http.streaming import pump
 from router.ids import request_id
+from router.ledger.ledger import Books
 from router.plugin import Authenticator, CallNext
 from router.running import Running, interrupt
 
@@ -34,13 +35,18 @@ class Chat:
         layers: CallNext,
         running: Running,
         authenticator: Authenticator | None,
+        books: Books,
         *,
+        layer_names: tuple[str, ...],
         body_limit: int,
         heartbeat: float,
     ) -> None:
+        """`layer_names`: the plugins', outermost first."""
         self._dialect = dialect
         self._authenticator = authenticator
+        self._books = books
         self._layers = layers
+        self._layer_names = layer_names
         self._running = running
         self._body_limit = body_limit
         self._heartbeat = heartbeat
@@ -66,7 +72,7 @@ class Chat:
             head = read_head(scope)
             if self._authenticator is not None and not _is_small(head.content_length):
                 # the plugin will ask again, in its place among the layers; small bodies wait for that
-                self._authenticator.authenticate(head.credentials)
+                await self._authenticator.authenticate(head.credentials)
             asked = self._dialect.decode(await read_body(receive, head, self._body_limit))
         except BaseException as raised:
             error = self._reason(call_id, trip, raised)
@@ -82,9 +88,12 @@ class Chat:
             await answer(call, asked, send, watch.cancel)
         finally:
             watch.cancel()
+            # an end that nobody has put into words is the end of this process
+            self._books.close(call, asyncio.CancelledError(), self._layer_names)
 
     def _call(self, call_id: str, trip: Trip, asked: Asked, head: Head, scope: Scope) -> Call:
         request = asked.request
+        trip.asked = request.model
         client = scope.get("client")
         return Call(
             id=call_id,
@@ -110,6 +119,7 @@ class Chat:
             await self._close(call)
             body = self._dialect.whole(asked, fold.result(), call.id)
             headers = call_headers(call.id, trip)
+            await self._on_record(call, None)
         except BaseException as raised:
             error = await self._failure(call, raised)
             if not isinstance(error, ClientGone):
@@ -126,8 +136,9 @@ class Chat:
             try:
                 _check_end(await pump(self._layers(call), encoder.encode, reply.write, batch))
                 unwatch()
-                # every layer has settled before the last byte leaves
+                # every layer has settled, and the call is on record, before the last byte leaves
                 await self._close(call)
+                await self._on_record(call, None)
                 batch.append(encoder.end())
             except BaseException as raised:
                 error = await self._failure(call, raised)
@@ -146,6 +157,7 @@ class Chat:
         """The error that a call ends with, all its layers closed. What is not ours to handle is raised on."""
         error = self._reason(call.id, call.trip, raised)
         await self._close(call)
+        await self._on_record(call, error)
         return error
 
     def _reason(self, call_id: str, trip: Trip, raised: BaseException) -> RouterError:
@@ -170,6 +182,16 @@ class Chat:
         if trip.interruption is None:
             trip.interruption = error
         return error
+
+    async def _on_record(self, call: Call, error: RouterError | None) -> None:
+        """Tell the ledger the call's end, and wait as long as its durability asks."""
+        waiting = self._books.close(call, error, self._layer_names)
+        if waiting is not None and not isinstance(error, ClientGone):
+            try:
+                await waiting
+            except StoreUnavailable as failed:
+                # the answer is whole all the same, and its row goes to the store once more
+                self._log.error("an end is not on the disk yet", request_id=call.id, reason=failed.message)
 
     async def _close(self, call: Call) -> None:
         try:

@@ -4,6 +4,7 @@ from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
+from router.ledger.ledger import Books
 from router.running import Running
 
 
@@ -11,17 +12,24 @@ class Health(Struct, frozen=True):
     status: str
     running: int
     """Calls in progress."""
+    store: str = "ok"
+    """`away`: the ledger's journal holds what comes until the store is back."""
+    backlog: int = 0
+    """Records of the ledger that are not in the store yet."""
 
 
-def health_routes(running: Running) -> list[HTTPRouteHandler]:
+def health_routes(running: Running, books: Books) -> list[HTTPRouteHandler]:
+    def health(status: str) -> Health:
+        return Health(status, len(running), "ok" if books.away is None else "away", books.backlog)
+
     @get("/health/live", summary="Is the process alive?", tags=["health"], sync_to_thread=False)
     def live() -> Health:
-        return Health("ok", len(running))
+        return health("ok")
 
     @get("/health/ready", summary="May new calls come? 503 while draining.", tags=["health"], sync_to_thread=False)
     def ready() -> Response[Health]:
         if running.draining:
-            return Response(Health("draining", len(running)), status_code=503)
-        return Response(Health("ok", len(running)))
+            return Response(health("draining"), status_code=503)
+        return Response(health("ok"))
 
     return [live, ready]

@@ -35,18 +35,21 @@ class ModelList(Struct, frozen=True):
 def model_routes(catalog: Catalog, authenticator: Authenticator | None, started: int) -> list[HTTPRouteHandler]:
     """The handlers. `authenticator` None: anybody may look."""
 
-    def caller(request: Request[Any, Any, Any]) -> Principal | None:
-        return None if authenticator is None else authenticator.authenticate(read_head(request.scope).credentials)
+    async def caller(request: Request[Any, Any, Any]) -> Principal | None:
+        return None if authenticator is None else await authenticator.authenticate(read_head(request.scope).credentials)
 
-    @get("/v1/models", summary="List models", tags=["models"], sync_to_thread=False)
-    def list_models(request: Request[Any, Any, Any]) -> ModelList:
-        principal = caller(request)
-        return ModelList([_model(listed, started) for listed in catalog.models() if _may(principal, listed.id)])
+    def may(principal: Principal | None, name: str) -> bool:
+        return principal is None or principal.may_use(name, route=catalog.is_route(name))
 
-    @get("/v1/models/{model_id:path}", summary="Retrieve a model", tags=["models"], sync_to_thread=False)
-    def retrieve_model(request: Request[Any, Any, Any], model_id: FromPath[str]) -> Model:
-        principal, name = caller(request), model_id.removeprefix("/")
-        if not _may(principal, name):
+    @get("/v1/models", summary="List models", tags=["models"])
+    async def list_models(request: Request[Any, Any, Any]) -> ModelList:
+        principal = await caller(request)
+        return ModelList([_model(listed, started) for listed in catalog.models() if may(principal, listed.id)])
+
+    @get("/v1/models/{model_id:path}", summary="Retrieve a model", tags=["models"])
+    async def retrieve_model(request: Request[Any, Any, Any], model_id: FromPath[str]) -> Model:
+        principal, name = await caller(request), model_id.removeprefix("/")
+        if not may(principal, name):
             raise UnknownModel("no model of that name that this key may use", param="model")
         for listed in catalog.models():
             if listed.id == name:
@@ -60,7 +63,3 @@ def model_routes(catalog: Catalog, authenticator: Authenticator | None, started:
 
 def _model(listed: Listed, started: int) -> Model:
     return Model(listed.id, started, listed.owned_by, listed.available, listed.missing)
-
-
-def _may(principal: Principal | None, name: str) -> bool:
-    return principal is None or principal.may_use(name)

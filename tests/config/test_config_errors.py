@@ -19,8 +19,8 @@ def errors(text: str, environ: dict[str, str] | None = None) -> list[str]:
     return [str(problem).removeprefix("c.yaml:") for problem in caught.value.problems]
 
 
-TOP = "(known: models, plugins, providers, server)"
-ROW = "(known: api_key, base_url, headers, max_parallel, models, options, protocol, timeouts, transport)"
+TOP = "(known: ledger, models, plugins, prices, providers, server, shared, store)"
+ROW = "(known: api_key, base_url, headers, max_parallel, models, options, price_list, protocol, timeouts, transport)"
 TOO_LARGE = "the file is larger than 1 MiB, which no configuration needs: is it the right one?"
 OWN = "your own: package.module:Class)"
 DURATION = "must be a duration of zero or more, such as 500ms, 15s, 2m or 1h"
@@ -98,7 +98,7 @@ def test_what_is_not_yaml_is_said_in_plain_words(text: str, expected: str) -> No
 
 KEYS = {
     "top": ("servers: {}\n", f"1:1: unknown key `servers`: did you mean `server`? {TOP}"),
-    "not-near": ("store: memory\n", f"1:1: unknown key `store` {TOP}"),
+    "not-near": ("experiments: none\n", f"1:1: unknown key `experiments` {TOP}"),
     "server": (
         "server: {heartbeet: 1s}\n",
         (

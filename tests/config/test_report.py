@@ -29,6 +29,9 @@ def test_the_report_of_a_file_with_a_missing_key() -> None:
         "plugins, outermost first",
         "  logging, usage",
         "",
+        "ledger",
+        "  sqlite:///deltaway.db, durability process, journal in deltaway.journal",
+        "",
         "server",
         "  heartbeat off",
         "  body limit 1500000B",
@@ -45,3 +48,10 @@ def test_the_report_without_a_file() -> None:
     lines = report(defaults().config)
     assert lines[0] == "valid: 1 provider, 0 routes"
     assert "  none" in lines
+
+
+def test_the_report_names_the_store_without_its_password_and_the_prices() -> None:
+    config = parse("store: postgresql://me:hunter2@db.example.com/deltaway\n", "c.yaml", {}).config
+    lines = report(config, {"mock/echo": "free"})
+    assert "  postgresql://me@db.example.com/deltaway, durability store, journal in deltaway.journal" in lines
+    assert lines[lines.index("prices (of a million tokens)") + 1] == "  mock/echo  free"

@@ -14,6 +14,7 @@ from router.dialects.openai_chat_answer import usage_fields
 from router.errors import (
     AuthenticationFailed,
     BodyTooLarge,
+    BudgetSpent,
     ClientGone,
     ContextTooLong,
     InternalError,
@@ -288,6 +289,7 @@ def test_an_estimate_is_shown_too() -> None:
         (BodyTooLarge("m"), "invalid_request_error", "request_too_large"),
         (ContextTooLong("m"), "invalid_request_error", "context_length_exceeded"),
         (RateLimited("m"), "rate_limit_error", "rate_limit_exceeded"),
+        (BudgetSpent("m"), "insufficient_quota", "budget_exceeded"),
         (Overloaded("m"), "service_unavailable_error", "gateway_overloaded"),
         (ProviderUnavailable("m"), "service_unavailable_error", "provider_unavailable"),
         (TimedOut("m"), "server_error", "provider_timeout"),
@@ -310,7 +312,7 @@ def every_error(cls: type[RouterError] = RouterError) -> list[type[RouterError]]
 @pytest.mark.parametrize("cls", every_error(), ids=lambda cls: cls.__name__)
 def test_every_error_can_be_said(cls: type[RouterError]) -> None:
     error = json.loads(DIALECT.error(cls("m"), "req_7"))["error"]
-    assert error["type"].endswith("_error")
+    assert error["type"].endswith("_error") or error["type"] == "insufficient_quota"
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import structlog
 
@@ -118,14 +119,14 @@ class Served:
 
 
 @asynccontextmanager
-async def served_with(plugin: Any, heartbeat: str = "50ms") -> AsyncIterator[Served]:
+async def served_with(plugin: Any, heartbeat: str = "50ms", outer: Sequence[Any] = ()) -> AsyncIterator[Served]:
     log = io.StringIO()
     async with vendor(plays_hello) as played:
         gate = gateway(config_for(played.url, server=f"{{heartbeat: {heartbeat}}}"))
         structlog.reset_defaults()
         configure(log, pretty=False)
-        layers = compose([*gate.plugins, plugin], gate.layers)
-        gate = type(gate)(gate.loaded, gate.catalog, gate.adapters, gate.plugins, layers, gate.running)
+        layers = compose([*outer, *gate.plugins, plugin], gate.layers)
+        gate = msgspec.structs.replace(gate, layers=layers)
         try:
             async with served(create_app(gate)) as url, client(url, key=SECRETS[0]) as http:
                 yield Served(gate, http, played, log)
@@ -183,12 +184,9 @@ async def test_an_attempt_ends_as_the_layers_had_it_end(plugin: Any, outcome: st
             async for event in call_next(call):
                 yield event
 
-    async with served_with(plugin()) as at:
-        layers = compose([Watches()], at.gate.layers)
-        gate = type(at.gate)(at.gate.loaded, at.gate.catalog, at.gate.adapters, (), layers, at.gate.running)
-        async with served(create_app(gate)) as url, client(url) as http:
-            answer = await http.post("/v1/chat/completions", json=asking())
-            assert answer.text.endswith("data: [DONE]\n\n")
+    async with served_with(plugin(), outer=[Watches()]) as at:
+        answer = await at.http.post("/v1/chat/completions", json=asking())
+        assert answer.text.endswith("data: [DONE]\n\n")
         assert [attempt.outcome for attempt in seen[0].attempts] == [outcome]
         await at.settled()
 

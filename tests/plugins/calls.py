@@ -24,7 +24,9 @@ def a_call(
     """A call on its way; `asked`: the vendor has been asked already."""
     trip = new_trip()
     if asked:
-        trip.attempts.append(Attempt(1, Target("openai", "gpt-5"), trip.started))
+        trip.attempts.append(
+            Attempt(n=1, target=Target("openai", "gpt-5"), started=trip.started, created_at=trip.created_at)
+        )
     request = ChatRequest(model=model, messages=(User(prompt),), protocol="openai", **fields)
     return Call(id="req_1", request=request, dialect="openai.chat", trip=trip, credentials=Credentials(key))
 

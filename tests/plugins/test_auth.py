@@ -1,5 +1,6 @@
 """Who may call."""
 
+import asyncio
 import gc
 from typing import Any
 
@@ -8,29 +9,53 @@ import pytest
 
 from plugins.auth import ADMIN_VARIABLE, Auth, Key
 from router.call import Call, Credentials, Events, Principal
-from router.errors import AuthenticationFailed, PermissionDenied
+from router.errors import AuthenticationFailed, PermissionDenied, StoreUnavailable
 from router.plugin import Authenticator, compose
+from router.services import Services
 from tests.plugins.calls import ANSWER, a_call, collect, vendor
 
 OWN = "dw-ab12-" + "x" * 43
+ROUTES = ("chat", "chat-2")
 
 
-def auth(*keys: Key, environ: dict[str, str] | None = None, **settings: Any) -> Auth:
-    return Auth(Auth.Settings(keys=keys, **settings), environ or {})
+class Book:
+    """The keys of the store: `remembered` ones are known without waiting, the others are found."""
+
+    def __init__(self, remembered: dict[str, Principal] | None = None, kept: dict[str, Any] | None = None) -> None:
+        self.remembered, self.kept = remembered or {}, kept or {}
+        self.asked: list[Credentials] = []
+
+    def known(self, credentials: Credentials) -> Principal | None:
+        return self.remembered.get(credentials.secret or "")
+
+    async def find(self, credentials: Credentials) -> Principal | None:
+        self.asked.append(credentials)
+        await asyncio.sleep(0)
+        found: Principal | Exception | None = self.kept.get(credentials.secret or "")
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def auth(*keys: Key, environ: dict[str, str] | None = None, book: Book | None = None, **settings: Any) -> Auth:
+    lacking: Any = None
+    lent: Any = book or Book()
+    services = Services(environ or {}, lent, *[lacking] * 5, lambda name: name in ROUTES)
+    return Auth(Auth.Settings(keys=keys, **settings), services)
 
 
 def test_it_is_asked_by_other_routes_too() -> None:
     assert isinstance(auth(Key("k", "team")), Authenticator)
 
 
-def test_a_key_of_the_configuration_is_known_by_its_name() -> None:
+async def test_a_key_of_the_configuration_is_known_by_its_name() -> None:
     plugin = auth(Key("secret-1", "web"), Key("secret-2", "batch", ("openai/*",)))
-    assert plugin.authenticate(Credentials("secret-1")) == Principal("web", "web")
-    assert plugin.authenticate(Credentials("secret-2")) == Principal("batch", "batch", models=("openai/*",))
+    assert await plugin.authenticate(Credentials("secret-1")) == Principal("web", "web")
+    assert await plugin.authenticate(Credentials("secret-2")) == Principal("batch", "batch", models=("openai/*",))
 
 
-def test_a_key_made_by_the_gateway_is_known_by_its_public_id() -> None:
-    assert auth(Key(OWN, "web")).authenticate(Credentials(OWN)).key == "dw-ab12"
+async def test_a_key_made_by_the_gateway_is_known_by_its_public_id() -> None:
+    assert (await auth(Key(OWN, "web")).authenticate(Credentials(OWN))).key == "dw-ab12"
 
 
 @pytest.mark.parametrize(
@@ -41,25 +66,45 @@ def test_a_key_made_by_the_gateway_is_known_by_its_public_id() -> None:
         ({"admin_key": "from-file"}, {ADMIN_VARIABLE: "from-env"}, "from-file"),
     ],
 )
-def test_the_admin_key_may_do_everything(settings: Any, environ: dict[str, str], key: str) -> None:
-    principal = auth(environ=environ, **settings).authenticate(Credentials(key))
+async def test_the_admin_key_may_do_everything(settings: Any, environ: dict[str, str], key: str) -> None:
+    plugin = auth(environ=environ, **settings)
+    principal = await plugin.authenticate(Credentials(key))
     assert principal == Principal("admin", "admin", admin=True)
-    assert principal.may_use("any/model")
+    assert principal.may_use("any/model", route=False)
+    assert plugin.has_admin_key
+
+
+async def test_a_key_of_the_store_is_known_beside_the_configured_ones() -> None:
+    remembered, kept = Principal("dw-00000001", "one"), Principal("dw-00000002", "two")
+    book = Book({"remembered": remembered}, {"kept": kept})
+    plugin = auth(Key("secret-1", "web"), book=book)
+    assert await plugin.authenticate(Credentials("remembered")) is remembered
+    assert await plugin.authenticate(Credentials("secret-1")) == Principal("web", "web")
+    assert not book.asked
+    assert await plugin.authenticate(Credentials("kept")) is kept
+    assert not plugin.has_admin_key
 
 
 @pytest.mark.parametrize("secret", [None, ""])
-def test_no_key_is_refused_and_told_how_to_send_one(secret: str | None) -> None:
+async def test_no_key_is_refused_and_told_how_to_send_one(secret: str | None) -> None:
     with pytest.raises(AuthenticationFailed, match="Authorization: Bearer") as refused:
-        auth(Key("k", "team")).authenticate(Credentials(secret))
+        await auth(Key("k", "team")).authenticate(Credentials(secret))
     assert refused.value.code == "missing_api_key"
 
 
 @pytest.mark.parametrize("secret", ["wrong", "secret-", "secret-11", "SECRET-1", "\udcff", "ключ"])
-def test_a_wrong_key_is_refused_and_not_repeated(secret: str) -> None:
+async def test_a_wrong_key_is_refused_and_not_repeated(secret: str) -> None:
     with pytest.raises(AuthenticationFailed) as refused:
-        auth(Key("secret-1", "team")).authenticate(Credentials(secret))
+        await auth(Key("secret-1", "team")).authenticate(Credentials(secret))
     assert secret not in refused.value.message
     assert refused.value.status == 401
+
+
+async def test_where_no_key_is_configured_those_of_the_store_work() -> None:
+    plugin = auth(book=Book({}, {"kept": Principal("dw-00000002", "two")}))
+    assert (await plugin.authenticate(Credentials("kept"))).name == "two"
+    with pytest.raises(AuthenticationFailed):
+        await plugin.authenticate(Credentials("other"))
 
 
 async def test_the_call_goes_on_with_its_caller() -> None:
@@ -88,31 +133,85 @@ async def test_a_refused_call_reaches_no_vendor() -> None:
     assert not called
 
 
+async def test_a_call_whose_key_must_be_looked_up_goes_the_same_way() -> None:
+    principal = Principal("dw-00000002", "two", tags={"team": "a"}, user="u1")
+    book = Book({}, {"kept": principal, "expired": AuthenticationFailed("expired"), "away": StoreUnavailable("away")})
+    seen: list[Call] = []
+
+    async def inner(call: Call) -> Events:
+        seen.append(call)
+        for event in ANSWER:
+            yield event
+
+    layers = compose([auth(book=book)], inner)
+    assert await collect(layers(a_call(key="kept"))) == list(ANSWER)
+    assert (seen[0].principal, seen[0].tags, seen[0].user) == (principal, {"team": "a"}, "u1")
+    for key, error in (("expired", AuthenticationFailed), ("away", StoreUnavailable), ("other", AuthenticationFailed)):
+        with pytest.raises(error):
+            await collect(layers(a_call(key=key)))
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize(
-    ("models", "model", "allowed"),
+    ("models", "routes", "model", "allowed"),
     [
-        ((), "chat", True),
-        (("chat",), "chat", True),
-        (("chat",), "chat-2", False),
-        (("openai/*", "chat"), "openai/gpt-5", True),
-        (("openai/*",), "qwen/qwen-max", False),
+        ((), (), "chat", True),
+        ((), (), "openai/gpt-5", True),
+        (("chat",), (), "chat", True),
+        (("chat",), (), "chat-2", False),
+        (("openai/*", "chat"), (), "openai/gpt-5", True),
+        (("openai/*",), (), "qwen/qwen-max", False),
+        ((), ("chat*",), "chat-2", True),
+        ((), ("chat*",), "chat/x", False),
+        (("openai/*",), ("chat",), "chat", True),
+        (("openai/*",), ("chat",), "openai/gpt-5", True),
+        (("openai/*",), ("chat",), "chat-2", False),
     ],
 )
-async def test_a_key_may_use_the_models_it_lists(models: tuple[str, ...], model: str, allowed: bool) -> None:
-    layers = compose([auth(Key("secret-1", "web", models))], vendor())
-    call = a_call(model, key="secret-1")
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_a_key_may_use_the_models_and_routes_it_lists(
+    models: tuple[str, ...], routes: tuple[str, ...], model: str, allowed: bool, waiting: bool
+) -> None:
+    principal = Principal("dw-00000001", "web", models=models, routes=routes)
+    book = Book({}, {"k": principal}) if waiting else Book({"k": principal})
+    layers = compose([auth(book=book)], vendor())
+    call = a_call(model, key="k")
     if allowed:
         assert await collect(layers(call)) == list(ANSWER)
     else:
-        with pytest.raises(PermissionDenied, match=r"only `.+`") as refused:
+        with pytest.raises(PermissionDenied) as refused:
             await collect(layers(call))
         assert (refused.value.status, refused.value.code) == (403, "model_not_allowed")
-        assert call.trip.principal is not None
+        assert all(f"`{pattern}`" in refused.value.message for pattern in (*models, *routes))
+        assert call.trip.principal is principal
 
 
-def test_without_any_key_it_cannot_be_built_and_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"set DELTAWAY_ADMIN_KEY, or list `keys`"):
-        auth()
+@pytest.mark.parametrize("waiting", [False, True])
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [({}, True), ({"team": "a"}, True), ({"feature": "x"}, True), ({"team": "b"}, False), ({"team": ""}, False)],
+)
+async def test_a_tag_of_the_key_cannot_be_given_another_value(
+    given: dict[str, str], allowed: bool, waiting: bool
+) -> None:
+    principal = Principal("dw-00000001", "web", tags={"team": "a"})
+    book = Book({}, {"k": principal}) if waiting else Book({"k": principal})
+    seen: list[Call] = []
+
+    def inner(call: Call) -> Events:
+        seen.append(call)
+        return vendor()(call)
+
+    call = msgspec.structs.replace(a_call(key="k"), tags=given)
+    layers = compose([auth(book=book)], inner)
+    if allowed:
+        await collect(layers(call))
+        assert seen[0].tags == {**given, "team": "a"}
+    else:
+        with pytest.raises(PermissionDenied, match="`team=a`") as refused:
+            await collect(layers(call))
+        assert (refused.value.status, refused.value.param) == (403, "tags.team")
+        assert not seen
 
 
 @pytest.mark.parametrize(
@@ -143,7 +242,7 @@ def test_the_text_of_a_key_is_not_kept() -> None:
                 queue += [*value.keys(), *value.values()]
             elif isinstance(value, list | tuple):
                 queue += value
-            elif isinstance(value, Auth):
+            elif isinstance(value, Auth | Book):
                 queue += vars(value).values()
             elif isinstance(value, msgspec.Struct):
                 queue += msgspec.structs.asdict(value).values()

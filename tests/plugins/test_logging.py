@@ -25,6 +25,7 @@ from router.errors import (
 from router.events import Usage
 from router.plugin import CallNext, compose
 from tests.plugins.calls import ANSWER, START, TEXT, a_call, collect, vendor
+from tests.plugins.lending import lend
 
 PROMPT, KEY = "my secret prompt", "dw-ab12-" + "K" * 43
 
@@ -125,7 +126,7 @@ async def test_a_call_that_the_core_interrupted_tells_why() -> None:
 
 async def test_a_refused_call_is_logged_when_logging_is_outermost() -> None:
     with capture_logs() as lines:
-        layers = compose([Logging(), Auth(Auth.Settings(keys=(Key(KEY, "web"),)), {})], vendor())
+        layers = compose([Logging(), Auth(Auth.Settings(keys=(Key(KEY, "web"),)), lend())], vendor())
         with pytest.raises(RouterError):
             await collect(layers(a_call(key="wrong", asked=False)))
     (line,) = lines
@@ -135,7 +136,7 @@ async def test_a_refused_call_is_logged_when_logging_is_outermost() -> None:
 
 async def test_the_key_is_shown_by_its_public_id() -> None:
     with capture_logs() as lines:
-        layers = compose([Logging(), Auth(Auth.Settings(keys=(Key(KEY, "web"),)), {})], vendor())
+        layers = compose([Logging(), Auth(Auth.Settings(keys=(Key(KEY, "web"),)), lend())], vendor())
         await collect(layers(a_call(key=KEY)))
     assert lines[0]["key"] == "dw-ab12"
 
@@ -153,7 +154,7 @@ async def test_the_key_is_shown_by_its_public_id() -> None:
 )
 async def test_no_prompt_and_no_key_is_ever_logged(error: BaseException | None) -> None:
     with capture_logs() as lines:
-        plugins = [Logging(), Auth(Auth.Settings(keys=(Key(KEY, "web"),)), {}), UsagePlugin(UsagePlugin.Settings())]
+        plugins = [Logging(), Auth(Auth.Settings(keys=(Key(KEY, "web"),)), lend()), UsagePlugin()]
         call = a_call(prompt=PROMPT, key=KEY)
         try:
             await collect(compose(plugins, vendor((START, *TEXT), error))(call))

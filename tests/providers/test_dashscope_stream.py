@@ -177,7 +177,9 @@ def test_classes_are_disjoint_and_sum_to_the_vendors_totals(
     assert usage.completion_total == max(out, 0)
     fits = (
         min(into, out, cached, written, heard, thought, spoken) >= 0
-        and cached + written + heard <= into
+        and cached + written <= into
+        # what was heard may have been read from the cache
+        and heard <= into
         and thought + spoken <= out
         and total in (None, 0, into + out)
     )
@@ -207,8 +209,52 @@ def test_cache_writes_are_found_where_they_are(usage: Any, write: int, write_1h:
 
 def test_counts_of_other_kinds_than_numbers_are_nothing() -> None:
     read = read_usage({"input_tokens": "9", "output_tokens": True, "total_tokens": None, "prompt_tokens_details": 3})
-    assert (read.prompt_total, read.completion_total, read.flag) == (0, 0, None)
+    assert (read.prompt_total, read.completion_total) == (0, 0)
+    assert read.flag == (
+        "input_tokens is no number; output_tokens is no number; "
+        "the tokens of the input are not told; the tokens of the output are not told"
+    )
     assert read_usage({"input_tokens": 9.0, "output_tokens": 1e300}).prompt_total == 9
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens", "flag"),
+    [
+        ({"output_tokens": 3}, (0, 3), "the tokens of the input are not told"),
+        ({"input_tokens": 9}, (9, 0), "the tokens of the output are not told"),
+        ({"input_tokens": 9, "total_tokens": 12}, (9, 3), None),
+        (
+            {"input_tokens": 1e14, "output_tokens": 3},
+            (0, 3),
+            "input_tokens is not believed; the tokens of the input are not told",
+        ),
+        ({"input_tokens": 10**9, "output_tokens": 3}, (10**9, 3), None),
+        (
+            {"input_tokens": 9, "output_tokens": 3, "output_tokens_details": {"reasoning_tokens": 10**9 + 1}},
+            (9, 3),
+            "reasoning_tokens is not believed",
+        ),
+    ],
+)
+def test_a_side_that_is_not_told_or_not_believed_is_flagged(
+    usage: Any, tokens: tuple[int, int], flag: str | None
+) -> None:
+    read = read_usage(usage)
+    assert ((read.prompt_total, read.completion_total), read.flag) == (tokens, flag)
+
+
+def test_what_was_heard_may_have_been_read_from_the_cache() -> None:
+    details = {"audio_tokens": 40, "cached_tokens": 80}
+    read = read_usage({"input_tokens": 100, "output_tokens": 1, "input_tokens_details": details})
+    assert (read.input, read.cache_read, read.input_audio, read.flag) == (0, 80, 20, None)
+
+
+def test_counts_that_tell_nothing_are_none_and_one_choice_without_counts_is_not_zero() -> None:
+    seen = Counts()
+    seen.see({"input_tokens": 1e15, "output_tokens": "3"}, [0])
+    assert seen.total() is None
+    seen.see({"input_tokens": 9, "output_tokens": 5, "total_tokens": 14}, [1])
+    assert seen.total() == {"input_tokens": 9, "output_tokens": None, "total_tokens": None}
 
 
 def test_counts_after_the_last_choice_replace_and_those_of_choices_add() -> None:

@@ -310,7 +310,6 @@ def classes(found: Usage) -> dict[str, int]:
         ({"input_tokens": 9, "output_tokens": 3}, {"input": 9, "output": 3}),
         ({"prompt_tokens": 9, "total_tokens": 12}, {"input": 9, "output": 3}),
         ({"completion_tokens": 3, "total_tokens": 12}, {"input": 9, "output": 3}),
-        ({"total_tokens": 12}, {"input": 12}),
         (
             {
                 "prompt_tokens": 9,
@@ -402,13 +401,65 @@ def test_usage_without_counts_is_none(value: Any) -> None:
     assert not counts(value)
 
 
+@pytest.mark.parametrize(
+    ("raw", "expected", "flag"),
+    [
+        ({"completion_tokens": 3}, {"output": 3}, "the tokens of the prompt are not told"),
+        ({"prompt_tokens": 9}, {"input": 9}, "the tokens of the completion are not told"),
+        (
+            {"prompt_tokens": "12", "completion_tokens": 3},
+            {"output": 3},
+            "prompt_tokens is no number; the tokens of the prompt are not told",
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 1e15},
+            {"input": 9},
+            "completion_tokens is not believed; the tokens of the completion are not told",
+        ),
+        (
+            {"prompt_tokens": 10**9 + 1, "completion_tokens": 3, "total_tokens": 10**9 + 4},
+            {"output": 3},
+            "prompt_tokens is not believed; total_tokens is not believed; the tokens of the prompt are not told",
+        ),
+        (
+            {"total_tokens": 12},
+            {"input": 12},
+            "the tokens of the prompt are not told; the tokens of the completion are not told",
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 10**10}},
+            {"input": 9, "output": 3},
+            "cached_tokens is not believed",
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"audio_tokens": 10}},
+            {"input_audio": 9, "output": 3},
+            "audio_tokens is 10, more than prompt_tokens (9)",
+        ),
+    ],
+)
+def test_a_side_that_is_not_told_or_not_believed_is_flagged(
+    raw: dict[str, Any], expected: dict[str, int], flag: str
+) -> None:
+    found = usage_of(raw, "openai")
+    assert (classes(found), found.flag) == (expected, flag)
+
+
+@pytest.mark.parametrize("many", [10**9 + 1, 10**12, 1e14, 1e300, float("inf"), float("nan")])
+def test_a_count_beyond_belief_is_none_and_our_own_is_taken(many: float) -> None:
+    assert not counts({"prompt_tokens": many, "completion_tokens": many, "total_tokens": many})
+    assert usage(prompt_tokens=10**9, completion_tokens=0, total_tokens=10**9).input == 10**9
+
+
 def test_negative_counts_are_flagged() -> None:
     found = usage(prompt_tokens=-5, completion_tokens=3)
     assert classes(found) == {"output": 3}
     assert found.flag == "a count is negative"
 
 
-COUNTS = st.integers(-3, 40) | st.none() | st.floats(-2, 40) | st.just("5")
+COUNTS = (
+    st.integers(-3, 40) | st.sampled_from([10**9, 10**9 + 1, 10**12]) | st.none() | st.floats(-2, 40) | st.just("5")
+)
 PLAIN = st.integers(0, 40)
 
 

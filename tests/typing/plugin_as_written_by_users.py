@@ -66,13 +66,13 @@ class Remembers:
 
 
 class Doorkeeper:
-    def authenticate(self, credentials: Credentials) -> Principal:
+    async def authenticate(self, credentials: Credentials) -> Principal:
         if credentials.secret is None:
             raise AuthenticationFailed("no key was presented")
         return Principal("dw-1")
 
     async def stream(self, call: Call, call_next: CallNext) -> Events:
-        principal = self.authenticate(call.credentials)
+        principal = await self.authenticate(call.credentials)
         async for event in call_next(call.with_principal(principal)):
             yield event
 

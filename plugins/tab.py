@@ -1,0 +1,177 @@
+"""What one call may cost: the budgets it counts for, what it has reserved of them, and how far its answer may go."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from plugins.budget_rules import BudgetSettings
+from router.accounts import Account, Hold
+from router.call import Attempt, Call
+from router.errors import PriceUnknown, RouterError
+from router.pricing import Cost
+from router.provider import Target
+from router.services import Services
+
+_SHOWN: Final = 64
+_MOST_OUTPUT: Final = 10**9
+"""Tokens that a request may be taken to ask for."""
+_DEARER: Final = "priority"
+"""The service tier that costs more than the standard one."""
+
+
+class Line(Struct):
+    """One budget that a call counts for."""
+
+    account: Account
+    limit: int
+    held: int = 0
+    """What the call has reserved of it so far."""
+
+    @property
+    def words(self) -> str:
+        subject = self.account.subject
+        shown = subject if len(subject) <= _SHOWN else subject[:_SHOWN] + "…"
+        return f"the budget of the {self.account.kind} `{shown}`"
+
+
+class Tab:
+    """What one call may cost and has reserved, line by line, and how far its answer may go."""
+
+    def __init__(
+        self,
+        call: Call,
+        lines: Sequence[Line],
+        targets: tuple[Target, ...],
+        services: Services,
+        settings: BudgetSettings,
+    ) -> None:
+        self.call = call
+        self.lines = lines
+        self.targets = targets
+        """Where the answer may come from; once it has begun, where it comes from."""
+        self.input = 0
+        """Tokens of the request."""
+        self.counted = 0
+        """Tokens of the answer, as far as they have been counted."""
+        self.unsure = False
+        """Whether something may be reserved that nobody waited to hear of."""
+        self.began = False
+        self.spent: RouterError | None = None
+        """Why the answer may not go on."""
+        sampling = call.request.sampling
+        asked = min(max(0, sampling.max_tokens or 0) * (sampling.n or 1), _MOST_OUTPUT)
+        step = settings.output
+        self.step = step
+        self.allowed = asked or step
+        """Tokens of output that are reserved."""
+        # our count is not the vendor's: one that keeps to `max_tokens` is not stopped for the difference, and one that
+        # may write on is stopped a little before its reservation ends
+        self.margin, self.slack = (0, -(asked // 8 + 16)) if asked else (step // 4, min(32, step // 8))
+        tier = call.request.extra.get("service_tier")
+        # `auto` leaves it to the settings of the vendor's account
+        self._tier = _DEARER if tier == "auto" else tier if isinstance(tier, str) else None
+        self._before: dict[str, int] = {}
+        self._pricing = services.pricing
+        self._unpriced = settings.unpriced == "allow"
+        self._at = call.trip.created_at
+
+    @property
+    def near_end(self) -> int:
+        """Tokens of output at which more is reserved."""
+        return self.allowed - self.margin
+
+    @property
+    def end(self) -> int:
+        """Tokens of output at which the answer is stopped if nothing more can be reserved."""
+        return self.allowed - self.slack
+
+    def begin(self) -> bool:
+        """The answer has begun: its target is known. Whether earlier attempts have cost something."""
+        self.began = True
+        attempts = self.call.trip.attempts
+        self.targets = (attempts[-1].target,)
+        for attempt in attempts[:-1]:
+            if attempt.cost is not None and attempt.cost.nano:
+                self._before[attempt.cost.currency] = self._before.get(attempt.cost.currency, 0) + attempt.cost.nano
+        return bool(self._before)
+
+    def amounts(self, output: int) -> list[int]:
+        """The most that the call can cost with so many tokens of output, for each line in its currency.
+
+        Raises `PriceUnknown`.
+        """
+        amounts: dict[str, int] = {}
+        for target in self.targets:
+            most = self._most(target, output)
+            if most is None:
+                if self._unpriced:
+                    continue
+                raise PriceUnknown(
+                    f"the price of `{target}` is not known, and this call counts for a budget: its price belongs into "
+                    "the file of `prices.file`; or set `unpriced: allow` in the settings of `budget`",
+                    param="model",
+                )
+            for line in self.lines:
+                currency = line.account.currency
+                nano = self._converted(most.nano, most.currency, currency)
+                if nano is None:
+                    raise PriceUnknown(
+                        f"{line.words} is in {currency}, and no exchange rate is known for {most.currency}, in which "
+                        f"`{target}` is paid: write one under `prices.rates`",
+                        code="rate_unknown",
+                        param="model",
+                    )
+                amounts[currency] = max(amounts.get(currency, 0), nano)
+        for currency in amounts:
+            for paid_in, nano in self._before.items():
+                amounts[currency] += self._converted(nano, paid_in, currency) or 0
+        return [amounts.get(line.account.currency, 0) for line in self.lines]
+
+    def _most(self, target: Target, output: int) -> Cost | None:
+        """The dearer of the standard tier and the one that is asked for, which not every vendor sells or grants."""
+        ceiling = self._pricing.ceiling
+        most = ceiling(target, self.input, output, self._at)
+        if self._tier is not None:
+            asked = ceiling(target, self.input, output, self._at, service_tier=self._tier)
+            if most is None or (asked is not None and asked.nano > most.nano):
+                most = asked
+        return most
+
+    def holds(self, amounts: Sequence[int]) -> list[Hold]:
+        """What is missing to have reserved so much."""
+        return [
+            Hold(line.account, line.limit, amount - line.held)
+            for line, amount in zip(self.lines, amounts, strict=True)
+            if amount > line.held
+        ]
+
+    @property
+    def holding(self) -> bool:
+        """Whether anything is reserved."""
+        return any(line.held for line in self.lines)
+
+    def keep(self, amounts: Sequence[int]) -> None:
+        """So much is reserved now."""
+        for line, amount in zip(self.lines, amounts, strict=True):
+            line.held = max(line.held, amount)
+
+    def charges(self) -> dict[Account, int]:
+        """What the call has cost, for the accounts of which it holds something."""
+        found: dict[Account, int] = {}
+        for line in self.lines:
+            if line.held:
+                costs = [self._cost(attempt, line.account.currency) for attempt in self.call.trip.attempts]
+                known = sum(nano for nano in costs if nano is not None)
+                # what was used at a price that is not known is never nothing: then what was reserved is paid
+                found[line.account] = max(known, line.held) if None in costs else known
+        return found
+
+    def _cost(self, attempt: Attempt, currency: str) -> int | None:
+        cost = attempt.cost
+        if cost is not None:
+            return self._converted(cost.nano, cost.currency, currency)
+        return 0 if attempt.usage is None or self._unpriced else None
+
+    def _converted(self, nano: int, currency: str, to: str) -> int | None:
+        return nano if currency == to else self._pricing.convert(nano, currency, to, self._at)

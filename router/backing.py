@@ -1,0 +1,146 @@
+"""What stands behind the request path of one worker: store, ledger, prices, keys, the state of limits and budgets.
+
+Made from the configuration without touching anything; `opened` opens it all in order, and closes it in the other.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+from msgspec import Struct
+
+from router.accounts import Account
+from router.catalog import Catalog
+from router.config import ConfigError, Loaded
+from router.estimate import Estimator
+from router.ids import ulid
+from router.keys import StoredKeys
+from router.ledger.journal import Journal
+from router.ledger.keeping import CannotKeep, kept
+from router.ledger.ledger import Books, Ledger, NoLedger
+from router.ledger.recovery import rejected_path
+from router.ledger.writer import Writer
+from router.prices.pricing import PriceBookPricing
+from router.services import Services
+from router.settings import Config, Durability
+from router.state.shared import State, StateUnavailable, shared_state
+from router.store.spending import spent
+from router.store.store import Store, StoreAway
+from router.tokens import TokenCounter
+
+
+class Backing(Struct, frozen=True):
+    config: Config
+    directory: Path
+    """Of the journals, and of what the workers of this machine share."""
+    store: Store
+    state: State
+    keys: StoredKeys
+    pricing: PriceBookPricing
+    estimator: Estimator
+    books: Books
+    services: Services
+    journal: Journal
+    writer: Writer
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """For as long as the worker lives. Raises `CannotKeep`."""
+        async with AsyncExitStack() as stack:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                await self.store.open()
+            except StoreAway as error:
+                raise CannotKeep(str(error)) from error
+            except OSError as error:
+                raise CannotKeep(
+                    f"the directory `{self.directory}` cannot be made: {error.strerror or error}; name another with "
+                    "`ledger.journal`"
+                ) from error
+            stack.push_async_callback(self.store.close)
+            try:
+                await stack.enter_async_context(self.state)
+            except StateUnavailable as error:
+                raise CannotKeep(str(error)) from error
+            if isinstance(self.books, Ledger):
+                await stack.enter_async_context(
+                    kept(
+                        self.store,
+                        self.directory,
+                        self.journal,
+                        self.writer,
+                        self.books,
+                        self.state.gates,
+                        self.state.accounts,
+                        self.pricing.convert,
+                    )
+                )
+            await stack.enter_async_context(self.keys.lifespan())
+            yield
+
+
+def backing(
+    loaded: Loaded,
+    environ: Mapping[str, str],
+    catalog: Catalog,
+    pricing: PriceBookPricing,
+    *,
+    keyed: bool,
+) -> Backing:
+    """`keyed`: whether calls need a key. Raises `ConfigError`."""
+    config = loaded.config
+    settings = config.ledger
+    directory = Path(settings.journal)
+    durability: Durability = settings.durability or ("process" if config.store.file is not None else "store")
+    # a journal that was synced is removed once the store has what is in it: then the store must have it for good
+    store = Store(config.store, durable=durability != "process")
+    tokens, name = TokenCounter(), f"jrn_{ulid()}"
+    journal = Journal(directory, name, settings.journal_limit)
+    rejected = rejected_path(directory, name)
+    writer = Writer(store, journal, settings.group_commit, rejected)
+    books: Books = NoLedger(pricing)
+    if settings.enabled:
+        books = Ledger(settings, durability, journal, writer, pricing, tokens, catalog.is_route, rejected, keyed=keyed)
+
+    async def opening(account: Account) -> int:
+        if isinstance(books, Ledger):
+            # what has happened here and is not in the store yet counts too
+            await books.flushed()
+        found = await spent(store, account, pricing.convert)
+        if found.unconverted:
+            structlog.get_logger("deltaway.ledger").warning(
+                "a budget leaves out what cannot be converted: write a rate in `prices.rates`",
+                account=str(account),
+                currencies=found.unconverted,
+            )
+        return found.nano
+
+    state = shared_state(config.shared, directory, name, store, opening, pricing.convert)
+    try:
+        keys = StoredKeys(store, environ)
+    except ValueError as error:
+        raise ConfigError((loaded.document.problem((), str(error)),)) from None
+    services = Services(
+        environ,
+        keys,
+        tokens,
+        pricing,
+        state.gates,
+        state.accounts,
+        lambda model: tuple(candidate.target for candidate in catalog.resolve(model)),
+        catalog.is_route,
+    )
+    return Backing(
+        config,
+        directory,
+        store,
+        state,
+        keys,
+        pricing,
+        Estimator(tokens if settings.tokenizer else None),
+        books,
+        services,
+        journal,
+        writer,
+    )

@@ -1,0 +1,89 @@
+"""Token counts for an attempt whose vendor reported none: its words counted by our tokenizer, and marked as such."""
+
+from asyncio import CancelledError
+from typing import Final
+
+import msgspec
+import structlog
+
+from router.call import Attempt
+from router.errors import RouterError, StreamCut, TimedOut
+from router.events import Usage
+from router.messages import ChatRequest
+from router.tokens import BrokenVocabulary, TokenCounter, measured, rough_count
+
+_PLAUSIBLE: Final = 1.5
+"""How far our count may be above a vendor's and both be right."""
+_FEW: Final = 16
+
+
+class Estimator:
+    """`counter` None: by length alone (a token is four bytes)."""
+
+    def __init__(self, counter: TokenCounter | None) -> None:
+        self._counter = counter
+        self._log = structlog.get_logger("deltaway.usage")
+
+    async def estimate(self, request: ChatRequest, attempt: Attempt) -> Usage:
+        """May wait: long texts are counted in a thread."""
+        if self._counter is None:
+            return self.estimate_now(request, attempt)
+        model, (texts, fixed) = attempt.target.model, measured(request)
+        generated = attempt.generated
+        try:
+            return Usage(
+                input=await self._counter.count(texts, model) + fixed,
+                output=await self._counter.count(["".join(generated.output)], model),
+                reasoning=await self._counter.count(["".join(generated.reasoning)], model),
+                source="estimated",
+            )
+        except BrokenVocabulary as broken:
+            # no reason to fail an answer that is complete
+            self._log.error("tokens are estimated by length", reason=str(broken))
+            return self.estimate_now(request, attempt)
+
+    def estimate_now(self, request: ChatRequest, attempt: Attempt) -> Usage:
+        """The same at once, for a stream that is being closed: long texts are estimated by their length."""
+        model, (texts, fixed) = attempt.target.model, measured(request)
+        generated = attempt.generated
+        return Usage(
+            input=self.count_now(texts, model) + fixed,
+            output=self.count_now(["".join(generated.output)], model),
+            reasoning=self.count_now(["".join(generated.reasoning)], model),
+            source="estimated",
+        )
+
+    def count_now(self, texts: list[str], model: str) -> int:
+        """Tokens of the texts; by their length where a count would hold up the event loop."""
+        counted = self._counter.count_now(texts, model) if self._counter is not None else None
+        return rough_count(texts) if counted is None else counted
+
+
+def is_doubtful(reported: Usage, attempt: Attempt) -> bool:
+    """Whether more may have come than a vendor had told when its answer broke off: judged by length, which is cheap."""
+    generated = attempt.generated
+    return rough_count([*generated.output, *generated.reasoning]) > reported.completion_total * _PLAUSIBLE + _FEW
+
+
+def mended(reported: Usage, counted: Usage) -> Usage:
+    """What a vendor had reported of an answer that broke off, if that can be all: some tell the tokens of the first
+    piece and no more. Where far more has come than that, the count stands for the output, and says so."""
+    if counted.completion_total <= reported.completion_total * _PLAUSIBLE + _FEW:
+        return reported
+    return msgspec.structs.replace(
+        reported, output=counted.output, reasoning=counted.reasoning, output_audio=0, source="estimated"
+    )
+
+
+def is_owed(attempt: Attempt, error: BaseException | None) -> bool:
+    """Whether an attempt without reported usage has cost something all the same.
+
+    One that has begun to answer has; so has one that a vendor was asked for and did not refuse, which may bill the
+    prompt although nothing came.
+    """
+    if error is None or attempt.generated.began:
+        return True
+    if not attempt.sent or (isinstance(error, TimedOut) and error.code == "connect_timeout"):
+        return False
+    waiting = isinstance(error, CancelledError | GeneratorExit | TimedOut | StreamCut)
+    return waiting or not isinstance(error, RouterError)

@@ -1,0 +1,102 @@
+"""The state of limits and budgets, kept where the configuration wants it."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from router.accounts import Account, Accounts, AccountsAway, Opening
+from router.gates import Gates
+from router.settings import SharedUrl
+from router.state.fallback_accounts import FallbackAccounts
+from router.state.ledger_accounts import LedgerAccounts
+from router.state.machine import Machine, MachineAway
+from router.state.machine_accounts import MachineAccounts
+from router.state.machine_gates import MachineGates
+from router.state.memory_accounts import MemoryAccounts
+from router.state.memory_gates import MemoryGates
+from router.state.redis import Redis, RedisAway
+from router.state.redis_accounts import RedisAccounts
+from router.state.redis_gates import RedisGates
+from router.store.spending import Convert
+from router.store.store import Store, StoreAway
+
+FILE: Final = "shared.db"
+"""What the processes of one machine share, in the directory of the journals."""
+_AGAIN: Final = 1.0
+"""Seconds between two looks whether what was away is back."""
+
+
+class StateUnavailable(Exception):
+    """The state cannot be used as it is configured. The message says why, and what to do."""
+
+
+class State:
+    """Limits and budgets, counted while it is entered: `async with state:`. Raises `StateUnavailable` there."""
+
+    def __init__(self, gates: Gates, accounts: Accounts, link: Machine | Redis | None = None) -> None:
+        self.gates = gates
+        self.accounts = accounts
+        self._link = link
+        self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why limits and budgets are not counted where they should be; None: they are."""
+        if isinstance(self._link, Redis) and self._link.away is not None:
+            return self._link.away
+        return self.accounts.away if isinstance(self.accounts, FallbackAccounts) else None
+
+    async def __aenter__(self) -> Self:
+        if self._link is not None:
+            try:
+                await self._link.open()
+            except (MachineAway, RedisAway) as error:
+                raise StateUnavailable(str(error)) from error
+        if isinstance(self.accounts, FallbackAccounts):
+            self._looking = asyncio.get_running_loop().create_task(_look(self.accounts))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._looking
+        if isinstance(self.accounts, FallbackAccounts):
+            await self.accounts.try_again()
+        if self._link is not None:
+            await self._link.close()
+
+
+def shared_state(
+    shared: SharedUrl, directory: Path, owner: str, store: Store, opening: Opening, convert: Convert
+) -> State:
+    """The state that `shared` names, as the process `owner` sees it; not entered yet.
+
+    `directory` is that of the journals. `opening` says what the ledger knows of an account, `convert` (as of `Pricing`)
+    adds up currencies when the ledger stands in for state that is away. `opening` may raise `StoreAway`.
+    """
+
+    async def told(account: Account) -> int:
+        try:
+            return await opening(account)
+        except StoreAway as error:
+            raise AccountsAway(str(error)) from error
+
+    if shared == "memory":
+        return State(MemoryGates(), MemoryAccounts(told, owner))
+    ledger = LedgerAccounts(store, convert, owner)
+    if shared == "auto":
+        machine = Machine(directory / FILE)
+        return State(MachineGates(machine), FallbackAccounts(MachineAccounts(machine, told, owner), ledger), machine)
+    redis = Redis(shared)
+    return State(RedisGates(redis), FallbackAccounts(RedisAccounts(redis, told, owner), ledger), redis)
+
+
+async def _look(accounts: FallbackAccounts) -> None:
+    while True:
+        await asyncio.sleep(_AGAIN)
+        await accounts.try_again()

@@ -1,0 +1,1 @@
+"""What is kept: SQLite or Postgres through SQLAlchemy Core. One module a noun; none knows HTTP or a plugin."""

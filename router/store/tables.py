@@ -1,0 +1,185 @@
+"""The tables. Times are Unix milliseconds, amounts nano-units, ids sort by time. `migrations/` creates them."""
+
+from typing import Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata: Final = MetaData()
+_JSON: Final = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+_OPEN: Final = text("outcome IS NULL")
+"""Few rows are open at a time: what a dead process left is found without reading the others."""
+
+
+def _labels() -> list[Column[object]]:
+    """`router.ledger.rows.Labels`, by the same names."""
+    return [
+        Column("asked", Text, nullable=False),
+        Column("route", Text),
+        Column("key", Text),
+        Column("user", Text),
+        Column("team", Text),
+        Column("tags", _JSON, nullable=False),
+        Column("experiment", Text),
+        Column("arm", Text),
+    ]
+
+
+calls: Final = Table(
+    "calls",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    *_labels(),
+    Column("dialect", Text, nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("journal", Text, nullable=False),
+    Column("decision", _JSON, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("outcome", Text),
+    Column("target", Text),
+    Column("error", _JSON),
+    Column("timing", _JSON, nullable=False),
+    # ids are made of the time: an index that ends in the id pages through its rows from the newest on
+    Index("calls_by_key", "key", "id"),
+    Index("calls_by_user", "user", "id"),
+    Index("calls_by_team", "team", "id"),
+    Index("calls_by_asked", "asked", "id"),
+    Index("calls_by_outcome", "outcome", "id"),
+    Index("calls_by_target", "target", "id"),
+    Index("calls_open", "journal", sqlite_where=_OPEN, postgresql_where=_OPEN),
+)
+
+attempts: Final = Table(
+    "attempts",
+    metadata,
+    Column("call_id", Text, primary_key=True),
+    Column("n", SmallInteger, primary_key=True, autoincrement=False),
+    Column("created_at", BigInteger, nullable=False),
+    *_labels(),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("journal", Text, nullable=False),
+    Column("settled_at", BigInteger),
+    Column("outcome", Text),
+    Column("error", _JSON),
+    Column("timing", _JSON, nullable=False),
+    Column("vendor_request_id", Text),
+    Column("input", BigInteger, nullable=False),
+    Column("cache_read", BigInteger, nullable=False),
+    Column("cache_write", BigInteger, nullable=False),
+    Column("cache_write_1h", BigInteger, nullable=False),
+    Column("input_audio", BigInteger, nullable=False),
+    Column("output", BigInteger, nullable=False),
+    Column("reasoning", BigInteger, nullable=False),
+    Column("output_audio", BigInteger, nullable=False),
+    Column("source", Text),
+    Column("flag", Text),
+    Column("service_tier", Text),
+    Column("thinking", Boolean, nullable=False),
+    Column("cost", BigInteger),
+    Column("currency", Text),
+    Column("price", Text),
+    Column("counted_input", BigInteger),
+    Column("counted_output", BigInteger),
+    Index("attempts_by_time", "created_at"),
+    Index("attempts_by_key", "key", "created_at"),
+    Index("attempts_open", "journal", sqlite_where=_OPEN, postgresql_where=_OPEN),
+)
+journals: Final = Table(
+    "journals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("applied", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("closed_at", BigInteger),
+    Column("host", Text, nullable=False),
+)
+"""How far each process's journal has been brought in: `applied` is the number of its last record here."""
+
+gaps: Final = Table(
+    "gaps",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("journal", Text, nullable=False),
+    Column("began_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger, nullable=False),
+    Column("calls", BigInteger, nullable=False),
+    Column("attempts", BigInteger, nullable=False),
+    Column("input", BigInteger, nullable=False),
+    Column("output", BigInteger, nullable=False),
+    Column("costs", _JSON, nullable=False),
+)
+
+keys: Final = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("admin", Boolean, nullable=False),
+    Column("models", _JSON, nullable=False),
+    Column("routes", _JSON, nullable=False),
+    Column("tags", _JSON, nullable=False),
+    Column("user", Text),
+    Column("team", Text),
+    Column("limits", _JSON, nullable=False),
+    Column("budgets", _JSON, nullable=False),
+    Column("pepper", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("previous_digest", LargeBinary),
+    Column("previous_until", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("rotated_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    Column("revision", BigInteger, nullable=False),
+    Index("keys_by_revision", "revision"),
+)
+
+owners: Final = Table(
+    "owners",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("limits", _JSON, nullable=False),
+    Column("budgets", _JSON, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+)
+
+revisions: Final = Table(
+    "revisions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+"""Counts every change to keys and owners, so that all processes see one by asking for a number."""
+
+secrets: Final = Table(
+    "secrets", metadata, Column("name", Text, primary_key=True), Column("value", LargeBinary, nullable=False)
+)
+
+holds: Final = Table(
+    "holds",
+    metadata,
+    Column("call_id", Text, primary_key=True),
+    Column("account", Text, primary_key=True),
+    Column("amount", BigInteger, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("holds_by_account", "account"),
+    Index("holds_by_owner", "owner"),
+)
+"""What running calls have reserved, while the shared state is away."""

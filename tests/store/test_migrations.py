@@ -1,0 +1,130 @@
+"""The tables of a store that was just made, was made by an older Deltaway, or by a newer one."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from router.store.migrations import REVISIONS
+from router.store.store import Store, StoreAway
+from router.store.tables import metadata
+from support.stores import BACKENDS, Backend, opened_store, store_url
+
+
+def described(connection: Connection) -> dict[str, Any]:
+    """Every table, column, key and index, as the database tells them."""
+    inspector = inspect(connection)
+    kept = ("name", "type", "nullable", "default")
+    indexes = (
+        "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+        if connection.dialect.name == "sqlite"
+        else "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
+    )
+    return {
+        "tables": {
+            table: (
+                [{name: str(column[name]) for name in kept} for column in inspector.get_columns(table)],
+                inspector.get_pk_constraint(table)["constrained_columns"],
+            )
+            for table in inspector.get_table_names()
+            if table != "alembic_version"
+        },
+        "indexes": {
+            name: definition
+            for name, definition in connection.execute(text(indexes)).all()
+            if not name.startswith("alembic")
+        },
+    }
+
+
+async def test_the_revisions_make_what_the_tables_say(store: Store) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    def differences(connection: Connection) -> Any:
+        return compare_metadata(MigrationContext.configure(connection), metadata)
+
+    def made_anew(connection: Connection) -> None:
+        metadata.drop_all(connection)
+        metadata.create_all(connection)
+
+    async with store.writing() as connection:
+        assert await connection.run_sync(differences) == []
+        migrated = await connection.run_sync(described)
+        await connection.run_sync(made_anew)
+        # alembic does not compare what an index leaves out
+        assert migrated == await connection.run_sync(described)
+
+
+def test_the_revisions_are_those_that_are_known() -> None:
+    from alembic.script import ScriptDirectory
+
+    import router.store.migrations as package
+
+    here = Path(package.__file__).parent
+    script = ScriptDirectory(str(here), version_locations=[str(here / "versions")])
+    assert tuple(revision.revision for revision in script.walk_revisions())[::-1] == REVISIONS
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_store_is_opened_again_as_it_was_left(backend: Backend, tmp_path: Path) -> None:
+    async with store_url(backend, tmp_path) as url:
+        async with opened_store(url) as store, store.writing() as connection:
+            await connection.execute(text("INSERT INTO revisions (name, number) VALUES ('a', 1)"))
+        async with opened_store(url) as store, store.reading() as connection:
+            assert (await connection.execute(text("SELECT name, number FROM revisions"))).all() == [("a", 1)]
+            assert await versions(connection) == [REVISIONS[-1]]
+
+
+async def versions(connection: AsyncConnection) -> list[str]:
+    return list(await connection.scalars(text("SELECT version_num FROM alembic_version")))
+
+
+OPEN = """
+import asyncio, sys
+from router.settings import StoreUrl
+from router.store.store import Store
+store = Store(StoreUrl.parse(sys.argv[1]))
+async def main():
+    await store.open()
+    async with store.writing():
+        pass
+    await store.close()
+print("ready", flush=True)
+sys.stdin.readline()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_several_processes_may_open_a_new_store_at_once(backend: Backend, tmp_path: Path) -> None:
+    pipe = asyncio.subprocess.PIPE
+    async with store_url(backend, tmp_path) as url:
+        command = (sys.executable, "-c", OPEN, url)
+        processes = [
+            await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe) for _ in range(4)
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ready\n"
+        outputs = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+        assert [(process.returncode, err) for process, (_, err) in zip(processes, outputs, strict=True)] == [
+            (0, b"")
+        ] * 4
+        async with opened_store(url) as store, store.reading() as connection:
+            assert await versions(connection) == [REVISIONS[-1]]
+
+
+async def test_a_store_of_a_newer_version_is_left_alone(store: Store) -> None:
+    async with store.writing() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    again = Store(store._url)
+    with pytest.raises(StoreAway, match=r"was written by a newer Deltaway .*9999.* install that one"):
+        await again.open()
+    with pytest.raises(StoreAway, match="is not open"):
+        async with again.reading():
+            pass

@@ -1,0 +1,234 @@
+"""Every attempt has token counts, whatever ends it: the vendor's own, or an estimate that says so."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from plugins.usage import UsagePlugin
+from router.errors import RateLimited, Rejected, StreamCut, TimedOut
+from router.estimate import Estimator
+from router.events import (
+    ChoiceFinished,
+    Completed,
+    Event,
+    Extra,
+    ReasoningDelta,
+    RefusalDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+    UsageReported,
+    check_order,
+)
+from router.plugin import compose
+from router.tokens import TokenCounter
+from support.dispatching import a_call, collected, dispatched
+
+START = Started("id-1", "model-1", 0)
+TEXT = (TextDelta(0, 0, "hello"), TextDelta(0, 0, " world"))
+FINISH = ChoiceFinished(0, "stop")
+USAGE = Usage(input=7, output=2)
+ANSWER: tuple[Event, ...] = (START, *TEXT, FINISH, UsageReported(USAGE), Completed())
+SILENT: tuple[Event, ...] = (START, *TEXT, FINISH, Completed())
+"""An answer without usage."""
+PROMPT = 3 + 1 + 3
+"""Tokens of the prompt "Hi": a message around it, and the answer's beginning."""
+
+
+class NoCounter(TokenCounter):
+    """Fails where tiktoken would be used."""
+
+    def count_now(self, *_: Any) -> int | None:
+        raise AssertionError("counted")
+
+    count_blocking = count_now  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="module")
+def counter() -> TokenCounter:
+    counter = TokenCounter()
+    counter.count_blocking(["warm"], "gpt-5")
+    return counter
+
+
+async def test_what_the_vendor_reports_stands_and_nothing_is_counted() -> None:
+    dispatch, books = dispatched(ANSWER, estimator=Estimator(NoCounter()))
+    call = a_call()
+    assert await collected(dispatch.stream(call)) == list(ANSWER)
+    (attempt,) = books.settled
+    assert (attempt.usage, attempt.outcome) == (USAGE, "finished")
+    assert call.trip.usage == USAGE
+
+
+async def test_what_is_not_reported_is_estimated_and_told_to_the_client_before_the_end(counter: TokenCounter) -> None:
+    dispatch, books = dispatched(SILENT, estimator=Estimator(counter))
+    call = a_call()
+    events = await collected(compose([UsagePlugin()], dispatch.stream)(call))
+    estimate = Usage(input=PROMPT, output=2, source="estimated")
+    assert events == [*SILENT[:-1], UsageReported(estimate), Completed()]
+    assert check_order(events) == events
+    assert call.trip.usage == books.settled[0].usage == estimate
+
+
+async def test_what_is_reported_is_told_once() -> None:
+    dispatch, _ = dispatched(ANSWER)
+    assert await collected(compose([UsagePlugin()], dispatch.stream)(a_call())) == list(ANSWER)
+
+
+async def test_all_that_was_generated_is_estimated_reasoning_apart(counter: TokenCounter) -> None:
+    answer: list[Event] = [
+        START,
+        ReasoningDelta(0, 0, "hello"),
+        ReasoningDelta(0, 0, " world"),
+        TextDelta(0, 1, "hello"),
+        ToolCallStarted(0, 2, "c1", "hello"),
+        ToolCallDelta(0, 2, "hello"),
+        RefusalDelta(0, 3, "hello"),
+        ChoiceFinished(0, "tool_calls"),
+        Completed(),
+    ]
+    dispatch, _ = dispatched(answer, estimator=Estimator(counter))
+    call = a_call()
+    await collected(dispatch.stream(call))
+    assert call.trip.usage is not None
+    assert call.trip.usage.reasoning == 2
+    assert call.trip.usage.output == counter.count_blocking(["hellohellohellohello"], "gpt-5")
+
+
+async def test_the_targets_name_decides_the_vocabulary() -> None:
+    asked: list[str] = []
+
+    class Spy(TokenCounter):
+        async def count(self, texts: Any, model: str) -> int:
+            asked.append(model)
+            return 1
+
+    dispatch, _ = dispatched(SILENT, estimator=Estimator(Spy()))
+    await collected(dispatch.stream(a_call("chat")))
+    assert set(asked) == {"gpt-5"}
+
+
+async def test_without_the_tokenizer_the_length_decides() -> None:
+    dispatch, _ = dispatched(SILENT, estimator=Estimator(None))
+    call = a_call()
+    await collected(dispatch.stream(call))
+    assert call.trip.usage == Usage(input=3 + 1 + 3, output=3, source="estimated")
+
+
+@pytest.mark.parametrize("error", [StreamCut("cut"), TimedOut("idle"), KeyError("ours"), Rejected("filtered")])
+async def test_a_broken_answer_counts_what_came(counter: TokenCounter, error: Exception) -> None:
+    dispatch, books = dispatched((START, *TEXT), error, Estimator(counter))
+    call = a_call()
+    with pytest.raises(type(error)):
+        await collected(dispatch.stream(call))
+    assert call.trip.usage == books.settled[0].usage == Usage(input=PROMPT, output=2, source="estimated")
+
+
+async def test_a_report_before_the_break_stands() -> None:
+    dispatch, books = dispatched(ANSWER[:-1], StreamCut("cut"), Estimator(NoCounter()))
+    with pytest.raises(StreamCut):
+        await collected(dispatch.stream(a_call()))
+    assert (books.settled[0].usage, books.settled[0].outcome) == (USAGE, "cut")
+
+
+async def test_an_answer_that_the_client_leaves_counts_what_came(counter: TokenCounter) -> None:
+    dispatch, books = dispatched(ANSWER[:4], StreamCut("late"), Estimator(counter))
+    call = a_call()
+    events = compose([], dispatch.stream)(call)
+    for _ in range(3):
+        await anext(events)
+    await call.trip.close()
+    assert books.settled[0].usage == Usage(input=PROMPT, output=2, source="estimated")
+
+
+async def test_cancellation_while_the_vendor_is_silent_counts_the_prompt(counter: TokenCounter) -> None:
+    dispatch, books = dispatched((), None, Estimator(counter))
+    listed: Any = dispatch._adapters["openai"].upstream
+
+    async def silent() -> bytes:
+        await asyncio.sleep(3600)
+        return b""
+
+    listed.read = silent
+    task = asyncio.create_task(collected(dispatch.stream(a_call())))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert books.settled[0].usage == Usage(input=PROMPT, source="estimated")
+    assert listed.closed == 1
+
+
+@pytest.mark.parametrize("answer", [SILENT, (START, *TEXT)], ids=["complete", "cut"])
+async def test_cancellation_during_the_count_leaves_an_estimate(answer: tuple[Event, ...]) -> None:
+    class Slow(TokenCounter):
+        async def count(self, texts: Any, model: str) -> int:
+            await asyncio.sleep(3600)
+            return 0
+
+    dispatch, books = dispatched(answer, StreamCut("cut"), Estimator(Slow()))
+    task = asyncio.create_task(collected(dispatch.stream(a_call())))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (attempt,) = books.settled
+    assert attempt.usage is not None
+    assert (attempt.usage.output, attempt.usage.source) == (3, "estimated")
+
+
+async def test_closing_waits_for_no_vocabulary_and_no_long_text(counter: TokenCounter) -> None:
+    for unready, text in ((TokenCounter(), "hello world"), (counter, "hello world, " * 5000)):
+        dispatch, books = dispatched((START, TextDelta(0, 0, text), FINISH), None, Estimator(unready))
+        call = a_call()
+        events = compose([], dispatch.stream)(call)
+        await anext(events)
+        await anext(events)
+        await call.trip.close()
+        (attempt,) = books.settled
+        assert attempt.usage is not None
+        assert attempt.usage.output == -(-len(text) // 4)
+
+
+async def test_a_vendor_that_refuses_costs_nothing() -> None:
+    dispatch, books = dispatched((), RateLimited("slow"), Estimator(NoCounter()))
+    listed: Any = dispatch._adapters["openai"].upstream
+    listed._read = True
+    with pytest.raises(RateLimited):
+        await collected(dispatch.stream(a_call()))
+    assert (books.settled[0].usage, books.settled[0].outcome) == (None, "failed")
+
+
+async def test_a_vendor_that_times_out_may_bill_the_prompt(counter: TokenCounter) -> None:
+    dispatch, books = dispatched((), TimedOut("late"), Estimator(counter))
+    with pytest.raises(TimedOut):
+        await collected(dispatch.stream(a_call()))
+    assert (books.settled[0].usage, books.settled[0].outcome) == (Usage(input=PROMPT, source="estimated"), "timeout")
+
+
+async def test_an_error_waits_for_the_vocabulary() -> None:
+    dispatch, books = dispatched((START, *TEXT), StreamCut("cut"), Estimator(TokenCounter()))
+    with pytest.raises(StreamCut):
+        await collected(dispatch.stream(a_call()))
+    assert books.settled[0].usage == Usage(input=PROMPT, output=2, source="estimated")
+
+
+async def test_a_damaged_vocabulary_fails_no_answer(tmp_path: Path) -> None:
+    dispatch, books = dispatched(SILENT, estimator=Estimator(TokenCounter(tmp_path)))
+    with capture_logs() as lines:
+        events = await collected(dispatch.stream(a_call()))
+    assert isinstance(events[-1], Completed)
+    assert books.settled[0].usage == Usage(input=PROMPT, output=3, source="estimated")
+    assert [line["log_level"] for line in lines] == ["error"]
+
+
+async def test_the_vendors_service_tier_is_noted() -> None:
+    start = Started("id-1", "model-1", 0, Extra("openai", answer={"service_tier": "flex"}))
+    dispatch, books = dispatched((start, *ANSWER[1:]))
+    await collected(dispatch.stream(a_call()))
+    assert books.settled[0].service_tier == "flex"
