@@ -1,5 +1,6 @@
 """What all tests share: the marker for what a machine may lack."""
 
+import gc
 import os
 import shutil
 import socket
@@ -39,9 +40,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 class Unhurried:
-    """In place of the collector that a server tidies up with at its start, which takes longer than most tests."""
+    """In place of the collector: a server tidies up at its start, which takes longer than most tests."""
 
-    collect = freeze = unfreeze = staticmethod(lambda: None)
+    collect = staticmethod(lambda: None)
+    freeze = staticmethod(gc.freeze)
+    unfreeze = staticmethod(gc.unfreeze)
 
 
 @pytest.fixture(autouse=True)

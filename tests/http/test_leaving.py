@@ -73,6 +73,7 @@ async def test_200_clients_that_leave_at_random_moments_leave_nothing_behind(tra
             await asyncio.gather(*(leaves(url, number) for number in range(20)))
             await asyncio.sleep(1.3)
             before_tasks, before_memory = tasks(), psutil.Process().memory_info().rss
+            servers_own = ours(AsyncGeneratorType)
             for round_ in range(2):
                 await asyncio.gather(*(leaves(url, 1000 * round_ + number) for number in range(CLIENTS)))
                 await played.settled(1.5)
@@ -82,7 +83,7 @@ async def test_200_clients_that_leave_at_random_moments_leave_nothing_behind(tra
             await asyncio.sleep(1.3)
             assert len(gate.running) == 0
             assert upstream.open == upstream.draining == 0  # type: ignore[attr-defined]
-            assert ours(AsyncGeneratorType) == []
+            assert [left for left in ours(AsyncGeneratorType) if left not in servers_own] == []
             left = tasks() - before_tasks
             assert not {name for name in left if not name.startswith(("_connected", "Vendor"))}, left
             assert psutil.Process().memory_info().rss - before_memory < 20 * 1024 * 1024
