@@ -43,6 +43,8 @@ class Writer:
         """How many of them are in the batch."""
         self._behind = False
         """Whether records are in the journal that are not in memory."""
+        self._more = False
+        """Whether more than one batch has gathered."""
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._turn = asyncio.Event()
@@ -94,7 +96,8 @@ class Writer:
                     self._came_back()
                     self._progress(batch.position)
                     batch = None
-                    batch = await self._next()
+                    if self._more:
+                        batch = await self._next()
             except Exception as error:
                 if not isinstance(error, StoreAway):
                     self._log.error("the writer failed by a fault of ours", exc_info=error)
@@ -129,7 +132,7 @@ class Writer:
         except TimeoutError:
             await self._beat()
             return
-        if not self._hurry.is_set():
+        if not self._hurry.is_set() and not self._closing:
             try:
                 async with asyncio.timeout(self._interval):
                     await self._hurry.wait()
@@ -144,10 +147,12 @@ class Writer:
             self._pending.extend((position, decode_record(payload)) for position, payload in stored)
             # what comes from now on may follow in memory, once the journal has been read to its end
             self._behind = bool(stored) and stored[-1].position < self.taken
-        if not self._pending and not self._loose:
+        pending = self._pending
+        # what has come while a batch was under way gathers first, or each batch under load would be of a few records
+        self._more = self._behind or len(pending) > MOST
+        if not pending and not self._loose:
             return None
         batch = Batch(self._journal.id, self.applied)
-        pending = self._pending
         for _ in range(min(MOST, len(pending))):
             batch.add(*pending.popleft())
         # after those that came before them; they leave their queue once the batch is in the store

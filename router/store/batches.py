@@ -1,11 +1,14 @@
 """How a batch is said to each database: few statements, written once, and their parameters.
 
-SQLite takes rows one by one, and is told so in one go. Postgres is a round trip away: what comes with every batch is
-one statement, its rows two arrays of JSON (cheaper for both sides than arrays by column, or than a message a row).
+SQLite takes many rows in one statement: its thread gives the interpreter away while a statement runs, and under load
+waits milliseconds to have it back, so that a statement a row would be slow for both. Postgres is a round trip away:
+what comes with every batch is one statement, its rows two arrays of JSON (cheaper for both sides than arrays by column,
+or than a message a row).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -44,13 +47,15 @@ _GAP: Final = ("id", "journal", "began_at", "ended_at", "calls", "attempts", "in
 _JOURNAL: Final = ("id", "applied", "seen_at", "host")
 
 
+_TOGETHER: Final = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+"""Rows of one statement on SQLite: few sizes, so that the statements are prepared once and kept."""
+
+
 class _Statements(Struct, frozen=True):
     """In the driver's own words: SQLAlchemy writes them once and is not asked for each batch."""
 
     usual: str
     """Postgres: calls, attempts and the journal's progress. SQLite: the progress."""
-    call: str
-    attempt: str
     audit: str
     gap: str
 
@@ -68,8 +73,8 @@ def statements_of(batch: Batch, at: int, dialect: Dialect) -> list[Statement]:
         statements: list[Statement] = [(said.usual, [(*progress, *given)])]
     else:
         statements = [
-            (said.call, [_call_values(row, _json) for row in batch.calls.values()]),
-            (said.attempt, [_attempt_values(row, _json) for row in batch.attempts.values()]),
+            *_together(calls, _CALL, [_call_values(row, _json) for row in batch.calls.values()]),
+            *_together(attempts, _ATTEMPT, [_attempt_values(row, _json) for row in batch.attempts.values()]),
             (said.usual, [progress]),
         ]
     if batch.audits:
@@ -79,12 +84,24 @@ def statements_of(batch: Batch, at: int, dialect: Dialect) -> list[Statement]:
     return statements
 
 
+def _together(table: Table, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
+    """SQLite: the rows in their order, as many in a statement as there are."""
+    statements: list[Statement] = []
+    begun = 0
+    for size in _TOGETHER:
+        until = len(rows) - (len(rows) - begun) % size
+        groups = [tuple(chain.from_iterable(rows[at : at + size])) for at in range(begun, until, size)]
+        if groups:
+            statements.append((_of_rows(table, names, size), groups))
+        begun = until
+    return statements
+
+
 # -- statements ----------------------------------------------------------------------------------------------------
 
 
 @cache
 def _statements(dialect: Dialect) -> _Statements:
-    call, attempt = _of_rows(dialect, calls, _CALL), _of_rows(dialect, attempts, _ATTEMPT)
     usual: Any = _progress(dialect)
     parameters: tuple[str, ...] = _JOURNAL
     if dialect == "postgresql":
@@ -98,8 +115,6 @@ def _statements(dialect: Dialect) -> _Statements:
     gap = _insert(dialect, gaps).values({name: bindparam(name) for name in _GAP})
     return _Statements(
         usual=_compiled(dialect, usual, parameters),
-        call=_compiled(dialect, call, _CALL),
-        attempt=_compiled(dialect, attempt, _ATTEMPT),
         audit=_compiled(dialect, audit, _AUDIT),
         gap=_compiled(dialect, gap.on_conflict_do_nothing(index_elements=["id"]), _GAP),
     )
@@ -115,8 +130,15 @@ def _progress(dialect: Dialect) -> Any:
     )
 
 
-def _of_rows(dialect: Dialect, table: Table, names: tuple[str, ...]) -> Any:
-    return _settling(_insert(dialect, table).values({name: bindparam(name) for name in names}), table, names)
+@cache
+def _of_rows(table: Table, names: tuple[str, ...], size: int) -> str:
+    """SQLite: `size` rows, each by its values."""
+    row = insert_sqlite(table).values({name: bindparam(name) for name in names})
+    before, values, after = _compiled("sqlite", _settling(row, table, names), names).partition(
+        f"({', '.join('?' * len(names))})"
+    )
+    # SQLAlchemy would take 40 ms for the largest, and the event loop waits
+    return before + ", ".join([values] * size) + after
 
 
 def _of_json(table: Table, names: tuple[str, ...]) -> Any:
