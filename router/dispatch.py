@@ -16,7 +16,7 @@ from router.call import Attempt, Call, Events, Trip, outcome_of
 from router.catalog import Candidate, Catalog
 from router.deadline import Deadline
 from router.errors import ClientGone, PriceUnknown, ProviderError, StreamCut
-from router.estimate import Estimator, is_doubtful, is_owed, mended
+from router.estimate import Estimator, filled, is_doubtful, is_owed, mended
 from router.events import CONTENT, ChoiceFinished, Completed, Event, Extended, Extra, Started, TextDelta
 from router.ledger.ledger import Books
 from router.messages import Thinking
@@ -182,9 +182,10 @@ class Dispatch:
 
     async def _count(self, call: Call, attempt: Attempt, decoder: Decoder) -> None:
         """The answer is complete: its tokens, the vendor's own or our estimate."""
-        attempt.usage = decoder.usage
-        if attempt.usage is None and self._estimator is not None:
-            attempt.usage = await self._estimator.estimate(call.request, attempt)
+        reported = attempt.usage = decoder.usage
+        if self._estimator is not None and (reported is None or reported.untold):
+            counted = await self._estimator.estimate(call.request, attempt)
+            attempt.usage = counted if reported is None else filled(reported, counted)
         call.trip.usage = attempt.usage
 
     async def _settle(
@@ -197,11 +198,14 @@ class Dispatch:
         if isinstance(failure, ProviderError):
             attempt.error = failure
             attempt.vendor_request_id = failure.vendor_request_id or attempt.vendor_request_id
-        reported = attempt.usage if decoder is None else decoder.usage or attempt.usage
+        reported = attempt.usage or (None if decoder is None else decoder.usage)
         attempt.usage = reported
         cancelled: asyncio.CancelledError | None = None
         broke_off = failure is not None
-        wanted = is_owed(attempt, failure) if reported is None else broke_off and is_doubtful(reported, attempt)
+        if reported is None:
+            wanted = is_owed(attempt, failure)
+        else:
+            wanted = bool(reported.untold) or (broke_off and is_doubtful(reported, attempt))
         if wanted and self._estimator is not None:
             counted = self._estimator.estimate_now(call.request, attempt)
             # an error may wait for a long count, and so may nobody when the client has left
@@ -210,7 +214,7 @@ class Dispatch:
                     counted = await self._estimator.estimate(call.request, attempt)
                 except asyncio.CancelledError as raised:
                     cancelled = raised
-            attempt.usage = counted if reported is None else mended(reported, counted)
+            attempt.usage = counted if reported is None else mended(filled(reported, counted), counted)
         trip.usage = attempt.usage or trip.usage
         self._books.settle(call, attempt)
         if cancelled is not None:

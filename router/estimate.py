@@ -75,6 +75,22 @@ def mended(reported: Usage, counted: Usage) -> Usage:
     )
 
 
+def filled(reported: Usage, counted: Usage) -> Usage:
+    """What a vendor has reported of one side or of the total alone, with our count for what it left out."""
+    prompt, output, reasoning = counted.prompt_total, counted.output, max(reported.reasoning, counted.reasoning)
+    if reported.untold == ("prompt", "completion") and (total := reported.prompt_total + reported.completion_total):
+        # the total stands: our counts only divide it
+        reasoning = min(reasoning, total)
+        output = min(output, total - reasoning)
+        prompt = total - output - reasoning
+    changes: dict[str, int] = {}
+    if "prompt" in reported.untold:
+        changes["input"] = max(prompt - (reported.prompt_total - reported.input), 0)
+    if "completion" in reported.untold:
+        changes |= {"output": output, "reasoning": reasoning}
+    return msgspec.structs.replace(reported, **changes, source="estimated", untold=()) if changes else reported
+
+
 def is_owed(attempt: Attempt, error: BaseException | None) -> bool:
     """Whether an attempt without reported usage has cost something all the same.
 

@@ -27,6 +27,7 @@ from msgspec import Struct
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
 ToolKind: TypeAlias = Literal["function", "custom"]
 UsageSource: TypeAlias = Literal["reported", "estimated"]
+Side: TypeAlias = Literal["prompt", "completion"]
 
 
 class Extra(Struct, frozen=True):
@@ -59,6 +60,8 @@ class Usage(Struct, frozen=True, kw_only=True):
     source: UsageSource = "reported"
     flag: str | None = None
     """Why the vendor's figures do not add up; None when they do."""
+    untold: tuple[Side, ...] = ()
+    """Sides that the vendor left out: nothing is known of their classes, and the core counts them."""
     extra: Extra | None = None
     """The vendor's own usage object, under `extra.answer`."""
 

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -78,6 +79,37 @@ async def test_what_is_not_reported_is_estimated_and_told_to_the_client_before_t
 async def test_what_is_reported_is_told_once() -> None:
     dispatch, _ = dispatched(ANSWER)
     assert await collected(compose([UsagePlugin()], dispatch.stream)(a_call())) == list(ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("reported", "settled"),
+    [
+        (Usage(output=3, untold=("prompt",)), Usage(input=PROMPT, output=3)),
+        (Usage(cache_read=2, output=3, untold=("prompt",)), Usage(input=PROMPT - 2, cache_read=2, output=3)),
+        (Usage(input=9, untold=("completion",)), Usage(input=9, output=2)),
+        (Usage(input=9, reasoning=7, untold=("completion",)), Usage(input=9, output=2, reasoning=7)),
+        (Usage(input=20, untold=("prompt", "completion")), Usage(input=18, output=2)),
+        (Usage(input=1, untold=("prompt", "completion")), Usage(output=1)),
+        (Usage(untold=("prompt", "completion")), Usage(input=PROMPT, output=2)),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_side_that_the_vendor_left_out_is_counted_and_the_other_stands(
+    reported: Usage, settled: Usage, whole: bool, counter: TokenCounter
+) -> None:
+    told = msgspec.structs.replace(reported, flag="not all told")
+    events = (*SILENT[:-1], UsageReported(told), *SILENT[-1:])
+    cut = None if whole else StreamCut("the vendor went away")
+    dispatch, books = dispatched(events if whole else events[:-1], cut, estimator=Estimator(counter))
+    call = a_call()
+    if whole:
+        assert await collected(dispatch.stream(call)) == list(events)
+    else:
+        with pytest.raises(StreamCut):
+            await collected(dispatch.stream(call))
+    (attempt,) = books.settled
+    expected = msgspec.structs.replace(settled, source="estimated", flag="not all told")
+    assert attempt.usage == call.trip.usage == expected
 
 
 async def test_all_that_was_generated_is_estimated_reasoning_apart(counter: TokenCounter) -> None:

@@ -8,7 +8,7 @@ reasoning. Every frame of a stream repeats the counts so far: the last counts, t
 
 from typing import Any, Final
 
-from router.events import Extra, Usage
+from router.events import Extra, Side, Usage
 
 _MOST: Final = 10**9
 """More tokens than any call has: a count above is not believed, and taken for one that was not told."""
@@ -54,10 +54,10 @@ def read_usage(usage: dict[str, Any]) -> Usage:
     flags: list[str] = []
     told_in, told_out = _told(usage, *_INPUT, flags=flags), _told(usage, *_OUTPUT, flags=flags)
     total = _told(usage, "total_tokens", flags=flags)
-    if told_in is None and (told_out is None or not total):
-        flags.append("the tokens of the input are not told")
-    if told_out is None and (told_in is None or not total):
-        flags.append("the tokens of the output are not told")
+    sides: tuple[tuple[Side, int | None, int | None], ...]
+    sides = (("prompt", told_in, told_out), ("completion", told_out, told_in))
+    untold = tuple(side for side, own, other in sides if own is None and (other is None or not total))
+    flags += [f"the tokens of the {side} are not told" for side in untold]
     total_in = max((total or 0) - (told_out or 0), 0) if told_in is None else told_in
     total_out = max((total or 0) - total_in, 0) if told_out is None else told_out
     inputs = [_part(usage, name) for name in _INPUT_DETAILS]
@@ -90,6 +90,7 @@ def read_usage(usage: dict[str, Any]) -> Usage:
         reasoning=thought,
         output_audio=spoken,
         flag="; ".join(dict.fromkeys(flags)) or None,
+        untold=untold,
         extra=Extra("dashscope", answer={"usage": usage}),
     )
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from router.events import Extra, Usage
+from router.events import Extra, Side, Usage
 
 _PROMPT: Final = ("prompt_tokens", "input_tokens")
 _COMPLETION: Final = ("completion_tokens", "output_tokens")
@@ -95,10 +95,10 @@ def careful_usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
     audio_out = _known(completion_details, "audio_tokens")
     for part in (raw, prompt_details, completion_details, creation):
         flags += [words for key, value in part.items() if (words := _unread(key, value)) is not None]
-    if prompt is None and (completion is None or total is None):
-        flags.append("the tokens of the prompt are not told")
-    if completion is None and (prompt is None or total is None):
-        flags.append("the tokens of the completion are not told")
+    sides: tuple[tuple[Side, int | None, int | None], ...]
+    sides = (("prompt", prompt, completion), ("completion", completion, prompt))
+    untold = tuple(side for side, own, other in sides if own is None and (other is None or total is None))
+    flags += [f"the tokens of the {side} are not told" for side in untold]
     if prompt is None:
         prompt = max((total or 0) - (completion or 0), 0)
     if completion is None:
@@ -131,6 +131,7 @@ def careful_usage_of(raw: Mapping[str, Any], protocol: str) -> Usage:
         reasoning=reasoning,
         output_audio=audio_out,
         flag="; ".join(dict.fromkeys(flags)) or None,
+        untold=untold,
         extra=Extra(protocol, answer={"usage": raw}),
     )
 

@@ -212,7 +212,7 @@ def test_counts_of_other_kinds_than_numbers_are_nothing() -> None:
     assert (read.prompt_total, read.completion_total) == (0, 0)
     assert read.flag == (
         "input_tokens is no number; output_tokens is no number; "
-        "the tokens of the input are not told; the tokens of the output are not told"
+        "the tokens of the prompt are not told; the tokens of the completion are not told"
     )
     assert read_usage({"input_tokens": 9.0, "output_tokens": 1e300}).prompt_total == 9
 
@@ -220,13 +220,13 @@ def test_counts_of_other_kinds_than_numbers_are_nothing() -> None:
 @pytest.mark.parametrize(
     ("usage", "tokens", "flag"),
     [
-        ({"output_tokens": 3}, (0, 3), "the tokens of the input are not told"),
-        ({"input_tokens": 9}, (9, 0), "the tokens of the output are not told"),
+        ({"output_tokens": 3}, (0, 3), "the tokens of the prompt are not told"),
+        ({"input_tokens": 9}, (9, 0), "the tokens of the completion are not told"),
         ({"input_tokens": 9, "total_tokens": 12}, (9, 3), None),
         (
             {"input_tokens": 1e14, "output_tokens": 3},
             (0, 3),
-            "input_tokens is not believed; the tokens of the input are not told",
+            "input_tokens is not believed; the tokens of the prompt are not told",
         ),
         ({"input_tokens": 10**9, "output_tokens": 3}, (10**9, 3), None),
         (
