@@ -1,6 +1,6 @@
 """Who may do what: keys and their owners, limits and budgets. Values alone; the store and the plugins act on them."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -12,6 +12,9 @@ OwnerKind: TypeAlias = Literal["user", "team"]
 SubjectKind: TypeAlias = Literal["key", "user", "team", "tag"]
 """What limits and budgets are counted by."""
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=10**12)]
+
+ENFORCERS: Final = {"limits": "limits", "budgets": "budget"}
+"""Field of a key or owner → the plugin that holds calls to it."""
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,9 +16,10 @@ from router.config import ConfigError, Loaded
 from router.estimate import Estimator
 from router.ids import ulid
 from router.keys import StoredKeys
+from router.ledger.books import Books, NoLedger
 from router.ledger.journal import Journal
 from router.ledger.keeping import CannotKeep, kept
-from router.ledger.ledger import Books, Ledger, NoLedger
+from router.ledger.ledger import Ledger
 from router.ledger.recovery import rejected_path
 from router.ledger.writer import Writer
 from router.prices.pricing import PriceBookPricing

@@ -18,7 +18,7 @@ from router.deadline import Deadline
 from router.errors import ClientGone, PriceUnknown, ProviderError, StreamCut
 from router.estimate import Estimator, filled, is_doubtful, is_owed, mended
 from router.events import CONTENT, ChoiceFinished, Completed, Event, Extended, Extra, Started, TextDelta
-from router.ledger.ledger import Books
+from router.ledger.books import Books
 from router.messages import Thinking
 from router.pricing import Pricing
 from router.provider import Decoder, HttpError, Provider, Target

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from router.access import Key, Owner, OwnerKind
+from router.access import ENFORCERS, Key, Owner, OwnerKind
 from router.errors import InvalidRequest, NotFound, StoreUnavailable
 from router.key_text import is_public_id, mint
 from router.keys import StoredKeys, pepper_of
@@ -186,11 +186,10 @@ async def first_admin_key(
 async def unenforced(store: Store, plugins: Collection[str]) -> list[str]:
     """What the store says of keys that no plugin in the list holds them to, in words. Raises `StoreAway`."""
     bounds = await KeyRows(store).bounds()
-    plugin = {"limits": "limits", "budgets": "budget"}
     return [
-        f"keys or their owners have {name}, which do not hold: put `{plugin[name]}` into the list of plugins"
+        f"keys or their owners have {name}, which do not hold: put `{ENFORCERS[name]}` into the list of plugins"
         for name in sorted(bounds)
-        if plugin[name] not in plugins
+        if ENFORCERS[name] not in plugins
     ]
 
 

@@ -1,17 +1,15 @@
 """Keys and owners as operators see them: JSON, without any secret but a new one."""
 
 from collections.abc import Iterable, Set
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from router.access import Budget, Key, Limits, Owner, OwnerKind, Period
+from router.access import ENFORCERS, Budget, Key, Limits, Owner, OwnerKind, Period
 from router.money import short_decimal
 
 Status: TypeAlias = Literal["active", "expired", "revoked"]
-ENFORCERS: Final = {"limits": "limits", "budgets": "budget"}
-"""Field of a key or owner → the plugin that enforces it."""
 
 
 class BudgetShown(Struct, frozen=True):

@@ -18,7 +18,7 @@ from router.http.reply import Send, StreamedReply, call_headers, error_headers, 
 from router.http.request import Head, Receive, Scope, read_body, read_head
 from router.http.streaming import pump
 from router.ids import request_id
-from router.ledger.ledger import Books
+from router.ledger.books import Books
 from router.plugin import Authenticator, CallNext
 from router.running import Running, interrupt
 

@@ -4,7 +4,7 @@ from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
-from router.ledger.ledger import Books
+from router.ledger.books import Books
 from router.running import Running
 
 

@@ -7,7 +7,7 @@ from litestar import Request, delete, get, post, put
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
-from router.access import Key, OwnerKind
+from router.access import ENFORCERS, Key, OwnerKind
 from router.door import Door
 from router.http.access_bodies import (
     KeyBody,
@@ -21,7 +21,6 @@ from router.http.access_bodies import (
     owner_of,
 )
 from router.http.access_views import (
-    ENFORCERS,
     KeyIssued,
     KeyList,
     KeyShown,

@@ -6,103 +6,50 @@ the journal. What the caller then waits for is `ledger.durability`: nothing more
 """
 
 import asyncio
-import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import structlog
 from msgspec import Struct
 
-from router.call import Attempt, Call, Trip, outcome_of
-from router.errors import ProviderError, RouterError, StoreUnavailable
+from router.call import Attempt, Call
+from router.errors import StoreUnavailable
 from router.estimate import Estimator
 from router.events import Usage
 from router.ids import ulid
-from router.ledger.bringing import MOST_NANO, reduced, set_aside
+from router.ledger.audit import Audits
+from router.ledger.bringing import reduced, set_aside
+from router.ledger.charge import cost_of, price
+from router.ledger.entries import begun_attempt, begun_call, ended_call, labels_of, settled_attempt
 from router.ledger.journal import Journal, JournalFull
 from router.ledger.rows import (
-    LONGEST_VALUE,
     TOKEN_CLASSES,
     AttemptRow,
     Audited,
-    CallRow,
     Closed,
     Gap,
-    Labels,
     Opened,
     Progress,
     Record,
     Settled,
     encode_record,
-    kept_text,
 )
 from router.ledger.writer import Writer
-from router.money import decimal_of
-from router.pricing import Cost, Pricing
+from router.pricing import Pricing
 from router.settings import Durability
 from router.settings import Ledger as Settings
-from router.tokens import BrokenVocabulary, TokenCounter, measured
+from router.tokens import TokenCounter, measured
 
 _PROMISE: Final = 8192
 """Bytes kept free in the journal for settling an attempt and closing its call, besides what its rows repeat."""
 _TICK: Final = 1.0
 _TURN: Final = 0.005
 """Seconds of counting between two turns of the event loop."""
-_AUDITS: Final = 4
-"""Audits that may be counting at a time; a call that comes meanwhile is not audited."""
-_LONGEST_MESSAGE: Final = 600
-_MOST_TAGS: Final = 32
-_NOTHING: Final = Usage()
-
-
-class Books(Protocol):
-    """What the request path tells. Each returned awaitable is what durability asks to wait for; None: nothing."""
-
-    @property
-    def away(self) -> str | None:
-        """Why the store cannot be written to; None while it can."""
-        ...
-
-    @property
-    def backlog(self) -> int:
-        """Records that are not in the store yet."""
-        ...
-
-    def open(self, call: Call, attempt: Attempt) -> Awaitable[None] | None:
-        """The attempt is about to be made. Raises `StoreUnavailable` when it cannot be put on record."""
-        ...
-
-    def settle(self, call: Call, attempt: Attempt) -> None:
-        """The attempt has ended: `ended`, `outcome` and `usage` are set. Sets its cost. Never raises."""
-        ...
-
-    def close(self, call: Call, error: BaseException | None, layers: tuple[str, ...]) -> Awaitable[None] | None:
-        """The call has ended, all its layers closed. Never raises."""
-        ...
-
-
-class NoLedger:
-    """`ledger: {enabled: false}`: nothing is recorded. Costs are still told to the plugins."""
-
-    away = None
-    backlog = 0
-
-    def __init__(self, pricing: Pricing) -> None:
-        self._pricing = pricing
-
-    def open(self, call: Call, attempt: Attempt) -> None:
-        return None
-
-    def settle(self, call: Call, attempt: Attempt) -> None:
-        price(self._pricing, call.trip, attempt)
-
-    def close(self, call: Call, error: BaseException | None, layers: tuple[str, ...]) -> None:
-        call.trip.closed = True
 
 
 _Written: TypeAlias = tuple[Record, bytes]
@@ -169,7 +116,7 @@ class Ledger:
         """Settlements that go to the journal with the next record: their call is not closed yet."""
         self._owed = 0
         """Bytes promised to settlements that wait for a record to go with."""
-        self._audits: set[asyncio.Task[None]] = set()
+        self._audits = Audits(tokens, settings.audit if settings.tokenizer else 0.0, self._audited)
         self._gap: Gap | None = None
         self._without: set[str] = set()
         """Calls that run without a record."""
@@ -179,18 +126,9 @@ class Ledger:
 
     def open(self, call: Call, attempt: Attempt) -> Awaitable[None] | None:
         trip = call.trip
-        labels = self._labels(call)
-        row = AttemptRow(
-            call.id,
-            attempt.n,
-            attempt.created_at,
-            labels,
-            attempt.target.provider,
-            kept_text(attempt.target.model),
-            self._journal.id,
-            thinking=attempt.thinking,
-        )
-        opened = _written(Opened(row, None if trip.recorded else self._call_row(call, labels)))
+        labels = labels_of(call, self._is_route)
+        row = begun_attempt(call.id, attempt, labels, self._journal.id)
+        opened = _written(Opened(row, None if trip.recorded else begun_call(call, labels, self._journal.id)))
         promise = 2 * len(opened[1]) + _PROMISE
         try:
             position = self._append([*self._taken(), opened], promise=promise)
@@ -210,11 +148,10 @@ class Ledger:
             return
         # given back with the record that takes it
         self._owed += opened.promise
-        row = _settled(opened.row, attempt, call.trip)
+        row = settled_attempt(opened.row, attempt, call.trip)
         self._settled.append(_written(Settled(row)))
-        audit = self._settings.audit if self._settings.tokenizer else 0
-        if audit and row.source == "reported" and (audit >= 1 or random.random() < audit):
-            self._audit(call, attempt)
+        if row.source == "reported":
+            self._audits.draw(call, attempt)
 
     def close(self, call: Call, error: BaseException | None, layers: tuple[str, ...]) -> Awaitable[None] | None:
         trip = call.trip
@@ -225,18 +162,8 @@ class Ledger:
         unknown = self._keyed and trip.principal is None
         if not trip.recorded and (trip.attempts or unknown or isinstance(error, StoreUnavailable)):
             return None
-        row = self._call_row(call, self._labels(call))
-        if error is not None and trip.interruption is not None and not isinstance(error, RouterError):
-            error = trip.interruption
-        row = msgspec.structs.replace(
-            row,
-            ended_at=trip.created_at + _ms(time.monotonic() - trip.started),
-            outcome=outcome_of(error, trip),
-            target=None if trip.target is None else kept_text(str(trip.target)),
-            error=_error(error),
-            timing=_call_timing(trip, layers),
-            decision=_decision(call, self._is_route),
-        )
+        begun = begun_call(call, labels_of(call, self._is_route), self._journal.id)
+        row = ended_call(begun, call, error, layers, self._is_route)
         try:
             position = self._append([*self._taken(), _written(Closed(row))], promised=trip.recorded)
         except (JournalFull, OSError):
@@ -337,9 +264,7 @@ class Ledger:
             yield
         finally:
             ticking.cancel()
-            for audit in self._audits:
-                audit.cancel()
-            await asyncio.gather(ticking, *self._audits, return_exceptions=True)
+            await asyncio.gather(ticking, self._audits.close(), return_exceptions=True)
             self._flush(last=True)
             await self._writer.close()
             done, _ = await asyncio.wait({writing}, timeout=10.0)
@@ -441,52 +366,9 @@ class Ledger:
         )
         return True
 
-    def _audit(self, call: Call, attempt: Attempt) -> None:
-        if len(self._audits) >= _AUDITS:
-            return
-        task = asyncio.get_running_loop().create_task(self._audited(call, attempt))
-        self._audits.add(task)
-        task.add_done_callback(self._audits.discard)
-
-    async def _audited(self, call: Call, attempt: Attempt) -> None:
-        """Count what the vendor has counted."""
-        model, (texts, fixed), generated = attempt.target.model, measured(call.request), attempt.generated
-        try:
-            counted_input = await asyncio.to_thread(self._tokens.count_blocking, texts, model) + fixed
-            written = ["".join(generated.output), "".join(generated.reasoning)]
-            counted_output = await asyncio.to_thread(self._tokens.count_blocking, written, model)
-        except BrokenVocabulary as broken:
-            self._log.error("no call can be audited", reason=str(broken))
-            return
+    def _audited(self, audited: Audited) -> None:
         # after the settlement it belongs to
-        self._settled.append(_written(Audited(call.id, attempt.n, counted_input, counted_output)))
-
-    # -- rows ------------------------------------------------------------------------------------------------------
-
-    def _labels(self, call: Call) -> Labels:
-        """The same for all rows of a call, whatever layers make of it on its way."""
-        trip = call.trip
-        if not isinstance(trip.labels, Labels):
-            trip.labels = self._labelled(call)
-        return trip.labels
-
-    def _labelled(self, call: Call) -> Labels:
-        principal, model = call.trip.principal, call.trip.asked or call.request.model
-        tags, user = call.tags, call.user
-        if principal is not None:
-            tags, user = {**tags, **principal.tags} if principal.tags else tags, principal.user or user
-        name = kept_text(model)
-        return Labels(
-            name,
-            name if self._is_route(model) else None,
-            None if principal is None else principal.key,
-            None if user is None else kept_text(user),
-            None if principal is None else principal.team,
-            _tags(tags) if tags else {},
-        )
-
-    def _call_row(self, call: Call, labels: Labels) -> CallRow:
-        return CallRow(call.id, call.trip.created_at, labels, call.dialect, call.request.stream, self._journal.id)
+        self._settled.append(_written(audited))
 
 
 def _written(record: Record) -> _Written:
@@ -507,124 +389,6 @@ def _written(record: Record) -> _Written:
             case _:
                 raise
         return record, encode_record(record)
-
-
-def price(pricing: Pricing, trip: Trip, attempt: Attempt) -> None:
-    """Note what the attempt cost, and tell the client."""
-    if attempt.usage is None:
-        return
-    attempt.cost = cost_of(pricing, attempt, attempt.usage)
-    sums: dict[str, int] = {}
-    for tried in trip.attempts:
-        if tried.cost is not None:
-            sums[tried.cost.currency] = sums.get(tried.cost.currency, 0) + tried.cost.nano
-    if sums:
-        trip.headers["x-deltaway-cost"] = ", ".join(f"{decimal_of(nano)} {code}" for code, nano in sums.items())
-
-
-def cost_of(pricing: Pricing, attempt: Attempt, usage: Usage) -> Cost | None:
-    thinking = attempt.thinking or usage.reasoning > 0 or bool(attempt.generated.reasoning)
-    cost = pricing.cost(attempt.target, usage, attempt.created_at, service_tier=attempt.service_tier, thinking=thinking)
-    # no store can hold more: such a count is a fault of the vendor's, and the row says that it has no cost
-    return cost if cost is None or cost.nano <= MOST_NANO else None
-
-
-def _settled(row: AttemptRow, attempt: Attempt, trip: Trip) -> AttemptRow:
-    usage, cost = attempt.usage or _NOTHING, attempt.cost
-    ended = attempt.ended if attempt.ended is not None else time.monotonic()
-    timing: dict[str, Any] = {"duration_ms": _tenths(ended - attempt.started)}
-    if attempt.first_delta is not None:
-        timing["first_token_ms"] = _tenths(attempt.first_delta - attempt.started)
-        timing["longest_gap_ms"] = _tenths(attempt.longest_gap)
-    return AttemptRow(
-        row.call_id,
-        row.n,
-        row.created_at,
-        row.labels,
-        row.provider,
-        row.model,
-        row.journal,
-        trip.created_at + _ms(ended - trip.started),
-        attempt.outcome,
-        _error(attempt.error),
-        timing,
-        None if attempt.vendor_request_id is None else kept_text(str(attempt.vendor_request_id)),
-        usage.input,
-        usage.cache_read,
-        usage.cache_write,
-        usage.cache_write_1h,
-        usage.input_audio,
-        usage.output,
-        usage.reasoning,
-        usage.output_audio,
-        None if attempt.usage is None else usage.source,
-        None if usage.flag is None else kept_text(usage.flag, LONGEST_VALUE),
-        None if attempt.service_tier is None else kept_text(attempt.service_tier),
-        attempt.thinking or usage.reasoning > 0 or bool(attempt.generated.reasoning),
-        None if cost is None else cost.nano,
-        None if cost is None else cost.currency,
-        None if cost is None else cost.price,
-    )
-
-
-def _call_timing(trip: Trip, layers: tuple[str, ...]) -> dict[str, Any]:
-    now = time.monotonic()
-    vendors = sum((attempt.ended or now) - attempt.started for attempt in trip.attempts)
-    timing: dict[str, Any] = {
-        "duration_ms": _tenths(now - trip.started),
-        "overhead_ms": _tenths(now - trip.started - vendors),
-    }
-    if trip.attempts:
-        timing["queue_ms"] = _tenths(trip.attempts[0].started - trip.started)
-    if trip.first_delta is not None:
-        timing["first_token_ms"] = _tenths(trip.first_delta - trip.started)
-        timing["longest_gap_ms"] = _tenths(max(attempt.longest_gap for attempt in trip.attempts))
-    # a layer's time is from its opening to that of the next; the last mark is the core's own
-    marks = trip.opened_at
-    timing["plugins"] = {
-        name: _tenths(after - before) for name, before, after in zip(layers, marks, marks[1:], strict=False)
-    }
-    return timing
-
-
-def _decision(call: Call, is_route: Callable[[str], bool]) -> dict[str, Any]:
-    candidates = [kept_text(str(target)) for target in call.trip.candidates]
-    if not candidates:
-        return {}
-    if not is_route(call.request.model):
-        return {"why": "asked for by name", "candidates": candidates}
-    return {"why": "the first target of the route that is available", "candidates": candidates}
-
-
-def _error(error: BaseException | None) -> dict[str, Any] | None:
-    if error is None:
-        return None
-    if not isinstance(error, RouterError):
-        return {"status": 500, "kind": "internal", "code": "internal_error", "message": "internal error"}
-    said: dict[str, Any] = {
-        "status": error.status,
-        "kind": error.kind,
-        "code": kept_text(error.code),
-        "message": kept_text(error.message, _LONGEST_MESSAGE),
-    }
-    if isinstance(error, ProviderError):
-        vendor: dict[str, Any] = {"status": error.vendor_status}
-        for name, value in (("code", error.vendor_code), ("request_id", error.vendor_request_id)):
-            vendor[name] = None if value is None else kept_text(str(value))
-        said["vendor"] = {name: value for name, value in vendor.items() if value is not None}
-    return said
-
-
-def _tags(tags: dict[str, str]) -> dict[str, str]:
-    return {kept_text(name): kept_text(value, LONGEST_VALUE) for name, value in list(tags.items())[:_MOST_TAGS]}
-
-
-def _ms(seconds: float) -> int:
-    return int(seconds * 1000)
-
-
-def _tenths(seconds: float) -> float:
-    return round(seconds * 1000, 2)
 
 
 def _now() -> int:

@@ -402,7 +402,7 @@ async def test_a_sampled_audit_counts_what_the_vendor_has_counted(store: Store, 
         call, attempt = await bench.begin()
         attempt.generated.note(TextDelta(0, 0, "hello world"))
         await bench.end(call, attempt)
-        await asyncio.gather(*bench.books._audits)
+        await asyncio.gather(*bench.books._audits._running)
     async with store.reading() as connection:
         counted = (await connection.execute(select(attempts.c.counted_input, attempts.c.counted_output))).one()
     assert tuple(counted) == (3 + 1 + 3, 2)
