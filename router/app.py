@@ -211,8 +211,8 @@ def create_app(gateway: Gateway) -> Litestar:
         route_handlers=[
             chat_completions,
             *model_routes(gateway.catalog, gateway.authenticator, int(time.time())),
-            *receipt_routes(behind.store, caller),
-            *usage_routes(behind.store, behind.pricing, caller, config.prices.currency),
+            *receipt_routes(behind.store, behind.books, caller),
+            *usage_routes(behind.store, behind.books, behind.pricing, caller, config.prices.currency),
             *key_routes(keyring, door, plugins=frozenset(row.name for row in config.plugins)),
             *health_routes(gateway.running, behind.books),
         ],

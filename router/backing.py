@@ -105,9 +105,8 @@ def backing(
         books = Ledger(settings, durability, journal, writer, pricing, tokens, catalog.is_route, rejected, keyed=keyed)
 
     async def opening(account: Account) -> int:
-        if isinstance(books, Ledger):
-            # what has happened here and is not in the store yet counts too
-            await books.flushed()
+        # what has happened here and is not in the store yet counts too
+        await books.flushed()
         found = await spent(store, account, pricing.convert)
         if found.unconverted:
             structlog.get_logger("deltaway.ledger").warning(

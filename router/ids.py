@@ -13,6 +13,14 @@ def request_id() -> str:
     return "req_" + ulid()
 
 
+def made_at(request_id: str) -> int:
+    """When an id of a request was made, in Unix milliseconds."""
+    at = 0
+    for character in request_id.removeprefix("req_")[:10]:
+        at = at * 32 + _ALPHABET.index(character)
+    return at
+
+
 def ulid() -> str:
     """26 characters that sort by the time they were made."""
     number = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10), "big")

@@ -1,6 +1,8 @@
 """`GET /v1/requests` and `/v1/requests/{id}`: all that is known of calls, in pages or one at a time."""
 
+import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal, TypeAlias
@@ -15,6 +17,8 @@ from router.call import Principal
 from router.errors import InvalidRequest, NotFound, StoreUnavailable
 from router.http.described import CURSOR, described
 from router.http.query import FILTERS, Query, described_parameters, own
+from router.ids import made_at
+from router.ledger.books import Books
 from router.ledger.rows import TOKEN_CLASSES, AttemptRow
 from router.money import decimal_of
 from router.store.receipts import Counted, Receipt, receipt, receipts
@@ -25,6 +29,11 @@ Caller: TypeAlias = Callable[[Request[Any, Any, Any]], Awaitable[Principal | Non
 """Who asks; None where nobody needs a key. Raises `AuthenticationFailed`."""
 _PARAMETERS: Final = (*FILTERS, "after", "before", "limit")
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PATIENCE: Final = 1.0
+"""Seconds to wait for rows of this process that are not in the store yet."""
+_AGAIN: Final = 0.05
+_YOUNG: Final = 1000
+"""Age in milliseconds up to which a call that is not found may be one whose rows are on their way."""
 _PLACE: Final = re.compile(r"req_[0-9A-HJKMNP-TV-Z]{26}")
 """Any id of a request says a place in the list, whether or not there is a receipt of that id."""
 
@@ -145,7 +154,7 @@ class ReceiptList(Struct, frozen=True, kw_only=True):
     has_more: bool
 
 
-def receipt_routes(store: Store, caller: Caller) -> list[HTTPRouteHandler]:
+def receipt_routes(store: Store, books: Books, caller: Caller) -> list[HTTPRouteHandler]:
     """The handlers. A key sees its own calls, an admin key and a caller of None see all."""
 
     @get(
@@ -164,6 +173,7 @@ def receipt_routes(store: Store, caller: Caller) -> list[HTTPRouteHandler]:
             if cursor is not None and not _PLACE.fullmatch(cursor):
                 raise InvalidRequest(f"`{name}` is no id of a request: it looks like `req_…`", param=name)
         selection, limit = own(principal, query.selection()), query.number("limit", 20, 1, 100)
+        await up_to_date(books)
         with readable():
             page = await receipts(store, selection, after=after, before=before, limit=limit)
         data = [shown(found) for found in page.receipts]
@@ -177,13 +187,31 @@ def receipt_routes(store: Store, caller: Caller) -> list[HTTPRouteHandler]:
         key = None if principal is None or principal.admin else principal.key
         found = None
         if _ID.fullmatch(request_id):
+            await up_to_date(books)
             with readable():
                 found = await receipt(store, request_id, key=key)
+                while found is None and _is_young(request_id):
+                    # another process served it, whose rows gather for a moment
+                    await asyncio.sleep(_AGAIN)
+                    found = await receipt(store, request_id, key=key)
         if found is None:
             raise NotFound("no request of that id that may be looked at with this key", param="id")
         return shown(found)
 
     return [list_receipts, retrieve_receipt]
+
+
+async def up_to_date(books: Books) -> None:
+    """Who asks sees what they did before: the rows of this process are waited for, for a moment."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await books.flushed()
+    except TimeoutError:
+        return
+
+
+def _is_young(request_id: str) -> bool:
+    return bool(_PLACE.fullmatch(request_id)) and abs(time.time() * 1000 - made_at(request_id)) < _YOUNG
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from router.errors import InvalidRequest
 from router.focus import COLUMNS, VERSION, Charges, TooMany
 from router.http.described import described
 from router.http.query import FILTERS, Query, described_parameters, own, unknown_word
-from router.http.receipts import Caller, readable
+from router.http.receipts import Caller, readable, up_to_date
+from router.ledger.books import Books
 from router.ledger.rows import TOKEN_CLASSES, Gap
 from router.money import decimal_of
 from router.store.selection import Selection
@@ -146,7 +147,7 @@ class UsageReport(Struct, frozen=True, kw_only=True):
     gaps: list[GapShown]
 
 
-def usage_routes(store: Store, pricing: Prices, caller: Caller, currency: str) -> list[HTTPRouteHandler]:
+def usage_routes(store: Store, books: Books, pricing: Prices, caller: Caller, currency: str) -> list[HTTPRouteHandler]:
     """The handlers. A key sees its own calls, an admin key and a caller of None see all."""
 
     @get(
@@ -164,6 +165,7 @@ def usage_routes(store: Store, pricing: Prices, caller: Caller, currency: str) -
         if selection.since is None:
             end = _now() if selection.until is None else selection.until
             selection = structs.replace(selection, since=max(end - _SPAN_MS, 0))
+        await up_to_date(books)
         if shape == "focus":
             for name in _GROUPED:
                 if name in query:

@@ -33,6 +33,10 @@ class Books(Protocol):
         """The call has ended, all its layers closed. Never raises."""
         ...
 
+    async def flushed(self) -> None:
+        """Wait until the store has what has happened so far in this process, or is known to be away."""
+        ...
+
 
 class NoLedger:
     """`ledger: {enabled: false}`: nothing is recorded. Costs are still told to the plugins."""
@@ -51,3 +55,6 @@ class NoLedger:
 
     def close(self, call: Call, error: BaseException | None, layers: tuple[str, ...]) -> None:
         call.trip.closed = True
+
+    async def flushed(self) -> None:
+        return None

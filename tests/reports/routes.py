@@ -14,6 +14,7 @@ from router.errors import AuthenticationFailed, RouterError
 from router.http.errors import ErrorResponses
 from router.http.receipts import receipt_routes
 from router.http.usage import usage_routes
+from router.ledger.books import NoLedger
 from router.store.store import Store
 from support.ledgers import Book
 
@@ -35,9 +36,13 @@ async def asking(store: Store, book: Book | None = None) -> AsyncIterator[httpx.
             raise AuthenticationFailed("who are you?")
         return PRINCIPALS[key]
 
+    books = NoLedger(book or Book())
     errors = ErrorResponses(OpenAIChat())
     app = Litestar(
-        [*receipt_routes(store, caller), *usage_routes(store, book or Book(), caller, "USD")],
+        [
+            *receipt_routes(store, books, caller),
+            *usage_routes(store, books, book or Book(), caller, "USD"),
+        ],
         exception_handlers={RouterError: errors.router_error, HTTPException: errors.http_exception},
         logging_config=None,
     )

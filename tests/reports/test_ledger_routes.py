@@ -1,5 +1,6 @@
 """`/v1/requests` and `/v1/usage` as clients see them: shapes, ownership, CSV, and what is refused."""
 
+import asyncio
 import csv
 import io
 from decimal import Decimal
@@ -7,11 +8,15 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec import structs
 
 from router.focus import COLUMNS
+from router.ids import request_id
 from router.ledger.rows import TOKEN_CLASSES
 from router.store.store import Store
 from support.ledgers import DAY, START, Book, Ledger, call_id, random_ledger
+from support.serving import application, served
+from support.serving import client as serving_client
 from tests.reports.routes import asking
 
 ALL = "from=2026-09-01&to=2026-12-31"
@@ -69,6 +74,35 @@ async def test_a_receipt_tells_all_there_is(store: Store, ledger: Ledger) -> Non
         assert Decimal(cost["amount"]) == Decimal(nano).scaleb(-9)
     assert {cost["currency"] for cost in costs} == {row.currency for row in rows if row.cost is not None}
     assert found["unpriced"] == any(attempt["unpriced"] for attempt in found["attempts"])
+
+
+async def test_what_a_client_has_done_it_sees_at_once() -> None:
+    config = "providers: {mock: {protocol: mock}}\nledger: {group_commit: 5s}"
+    question = {"model": "mock/echo", "messages": [{"role": "user", "content": "Hi"}]}
+    async with served(application(config)) as url, serving_client(url) as client:
+        answer = await client.post("/v1/chat/completions", json=question)
+        found = await get(client, f"/v1/requests/{answer.headers['x-request-id']}")
+        assert found["outcome"] == "finished"
+        answer = await client.post("/v1/chat/completions", json=question)
+        assert [each["outcome"] for each in (await get(client, "/v1/requests"))["data"]] == ["finished"] * 2
+        assert (await client.post("/v1/chat/completions", json=question)).status_code == 200
+        assert (await get(client, "/v1/usage"))["total"]["requests"] == 3
+
+
+async def test_a_call_that_another_process_has_just_served_is_waited_for(store: Store) -> None:
+    made = random_ledger(22, 1, days=1)
+    request = request_id()
+    made.calls[:] = [structs.replace(made.calls[0], id=request)]
+    made.attempts.clear()
+
+    async def a_moment_later() -> None:
+        await asyncio.sleep(0.2)
+        await made.into(store)
+
+    async with asking(store) as client:
+        found, _ = await asyncio.gather(get(client, f"/v1/requests/{request}"), a_moment_later())
+        assert found["id"] == request
+        assert (await client.get(f"/v1/requests/{request_id()}")).status_code == 404
 
 
 async def test_a_call_in_several_currencies_has_a_cost_in_each(store: Store, ledger: Ledger) -> None:
