@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from router.call import Attempt
-from router.errors import RouterError, StreamCut, TimedOut
+from router.errors import ProtocolViolated, RouterError, StreamCut, TimedOut, Unreachable
 from router.events import Usage
 from router.messages import ChatRequest
 from router.tokens import BrokenVocabulary, TokenCounter, measured, rough_count
@@ -101,5 +101,8 @@ def is_owed(attempt: Attempt, error: BaseException | None) -> bool:
         return True
     if not attempt.sent or (isinstance(error, TimedOut) and error.code == "connect_timeout"):
         return False
-    waiting = isinstance(error, CancelledError | GeneratorExit | TimedOut | StreamCut)
-    return waiting or not isinstance(error, RouterError)
+    if isinstance(error, Unreachable):
+        # what broke after the request had gone out, maybe in the middle of a whole answer
+        return error.code == "connection_lost"
+    unanswered = isinstance(error, CancelledError | GeneratorExit | TimedOut | StreamCut | ProtocolViolated)
+    return unanswered or not isinstance(error, RouterError)

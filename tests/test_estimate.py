@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from plugins.usage import UsagePlugin
-from router.errors import RateLimited, Rejected, StreamCut, TimedOut
+from router.errors import ProtocolViolated, RateLimited, Rejected, StreamCut, TimedOut, Unreachable
 from router.estimate import Estimator
 from router.events import (
     ChoiceFinished,
@@ -241,6 +241,27 @@ async def test_a_vendor_that_times_out_may_bill_the_prompt(counter: TokenCounter
     with pytest.raises(TimedOut):
         await collected(dispatch.stream(a_call()))
     assert (books.settled[0].usage, books.settled[0].outcome) == (Usage(input=PROMPT, source="estimated"), "timeout")
+
+
+@pytest.mark.parametrize(
+    ("error", "owed"),
+    [
+        (Unreachable("the connection broke", code="connection_lost"), True),
+        (ProtocolViolated("that is no answer"), True),
+        (StreamCut("it ended before it began"), True),
+        (TimedOut("nothing came"), True),
+        (Unreachable("no such host"), False),
+        (TimedOut("nobody there", code="connect_timeout"), False),
+        (Rejected("no", vendor_status=400), False),
+    ],
+)
+async def test_a_vendor_that_was_asked_and_did_not_refuse_may_bill_the_prompt(
+    error: Exception, owed: bool, counter: TokenCounter
+) -> None:
+    dispatch, books = dispatched((), error, estimator=Estimator(counter))
+    with pytest.raises(type(error)):
+        await collected(dispatch.stream(a_call()))
+    assert books.settled[0].usage == (Usage(input=PROMPT, source="estimated") if owed else None)
 
 
 async def test_an_error_waits_for_the_vocabulary() -> None:
