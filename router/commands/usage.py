@@ -121,4 +121,4 @@ def _notes(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{count(total['rerated']['unpriced'], 'attempt')} without a price today"
     for gap in report["gaps"]:
         calls = count(gap["calls"], "call") if "calls" in gap else "calls"
-        yield f"from {gap['began']} to {gap['ended']}: {calls} served that could not be recorded one by one"
+        yield f"from {gap['began']} to {gap['ended']}: {calls} that could not be recorded one by one"

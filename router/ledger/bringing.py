@@ -11,9 +11,10 @@ from typing import Final, TypeVar
 import msgspec
 import structlog
 
-from router.ledger.rows import AttemptRow, Batch, CallRow, kept_text
+from router.ledger.rows import TOKEN_CLASSES, AttemptRow, Batch, CallRow, kept_text
+from router.store.away import is_refusal
 from router.store.ledger import bring_in
-from router.store.store import Store, StoreAway
+from router.store.store import Store
 
 MOST_NANO: Final = 2**63 - 1
 """What an integer of either store can hold."""
@@ -22,13 +23,13 @@ Row = TypeVar("Row", CallRow, AttemptRow)
 
 
 async def bring(store: Store, batch: Batch, rejected: Path) -> None:
-    """All of it. `rejected`: the file for what the store will not have. Raises `StoreAway`, and `OSError` where that
-    file cannot be written."""
+    """All of it. `rejected`: the file for what the store will not have. Raises `StoreAway`, `OSError` where that file
+    cannot be written, and whatever else fails: all of it may pass."""
     try:
         await bring_in(store, batch, _now())
-    except StoreAway:
-        raise
     except Exception as error:
+        if not is_refusal(error):
+            raise
         _log().error("the store refuses a batch: its rows are brought in one by one", exc_info=error)
         await _one_by_one(store, batch, rejected)
 
@@ -52,9 +53,9 @@ async def _single(store: Store, forms: list[Batch], rejected: Path) -> None:
     for form in forms:
         try:
             await bring_in(store, form, _now())
-        except StoreAway:
-            raise
         except Exception as error:
+            if not is_refusal(error):
+                raise
             _log().error("the store refuses a row", exc_info=error)
         else:
             return
@@ -86,6 +87,7 @@ def reduced(row: Row) -> Row:
         vendor_request_id=None,
         service_tier=None,
         flag=flag,
+        **{name: min(max(getattr(row, name), 0), MOST_NANO) for name in TOKEN_CLASSES},
         cost=None if unpriced else row.cost,
         currency=None if unpriced else row.currency,
         price=None if unpriced else row.price,

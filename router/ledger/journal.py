@@ -28,6 +28,9 @@ _TAIL: Final = 16 * 1024
 """Bytes at the end of a segment that are not counted on."""
 _MAGIC: Final = b"DWJ1\0\0\0\0"
 _HEADER: Final = struct.Struct("<8sQ")
+_ZEROS: Final = bytes(65536)
+_sync_data: Final = getattr(os, "fdatasync", os.fsync)
+"""macOS has no fdatasync."""
 _RECORD: Final = struct.Struct("<II")
 
 
@@ -55,7 +58,7 @@ class _Segment:
         """Number of its last record; below `first` while it has none."""
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(self.fd, 0, size)
+            _reserve(self.fd, size)
         except OSError:
             self.remove()
             raise
@@ -184,7 +187,7 @@ class Journal:
         if self._bytes() + self._size > self._limit:
             raise JournalFull(
                 f"the journal has reached its bound of {self._limit} bytes (`ledger.journal_limit`): "
-                "what is in it could not be brought into the store"
+                "what is not in the store yet and the room kept for running calls fill it"
             )
         try:
             self._number += 1
@@ -323,10 +326,29 @@ def _write(fd: int, data: bytes, offset: int) -> None:
         written += more
 
 
+def _reserve(fd: int, size: int) -> None:
+    """Disk space for the whole file. Raises `OSError`."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except AttributeError:
+        # macOS has none
+        _fill(fd, size)
+    except OSError as error:
+        # nor have some file systems
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        _fill(fd, size)
+
+
+def _fill(fd: int, size: int) -> None:
+    for offset in range(0, size, len(_ZEROS)):
+        _write(fd, _ZEROS[: size - offset], offset)
+
+
 def _fsync(fds: list[int], directory: Path) -> None:
     try:
         for fd in fds:
-            os.fdatasync(fd)
+            _sync_data(fd)
     finally:
         for fd in fds:
             os.close(fd)

@@ -40,7 +40,7 @@ from router.ledger.rows import (
     encode_record,
 )
 from router.ledger.writer import Writer
-from router.pricing import Pricing
+from router.pricing import Cost, Pricing
 from router.settings import Durability
 from router.settings import Ledger as Settings
 from router.tokens import TokenCounter, measured
@@ -164,10 +164,17 @@ class Ledger:
             return None
         begun = begun_call(call, labels_of(call, self._is_route), self._journal.id)
         row = ended_call(begun, call, error, layers, self._is_route)
+        closed = _written(Closed(row))
         try:
-            position = self._append([*self._taken(), _written(Closed(row))], promised=trip.recorded)
+            if trip.recorded:
+                position = self._append([*self._taken(), closed], promised=True)
+            else:
+                # refused: no room was kept for it, and it takes none from the settlements that wait
+                position = self._append([closed])
         except (JournalFull, OSError):
-            # said already; the row is in memory and goes to the store from there
+            # said already; a row that was promised is in memory and goes to the store from there
+            if not trip.recorded:
+                self._widen_gap(trip.created_at, calls=1)
             return None
         return self._wait(position)
 
@@ -192,12 +199,13 @@ class Ledger:
             raise StoreUnavailable("the call could not be put on record: the disk failed", retry_after=5.0) from error
 
     def _append(self, records: list[_Written], *, promise: int = 0, promised: bool = False) -> int:
-        """Into the journal, and on to the writer. Without room for a new `promise` nothing is written; anything else
-        that the journal cannot take is kept in memory, until the store has it."""
+        """Into the journal, and on to the writer. What was `promised` and cannot be taken by the journal is kept in
+        memory, until the store has it. Of anything else nothing is written then: the last record is the caller's own,
+        those before it wait for the next."""
         try:
             position = self._journal.append([data for _, data in records], promise=promise, promised=promised)
         except (JournalFull, OSError) as error:
-            if promise:
+            if not promised:
                 self._settled.extend(records[:-1])
                 raise
             self._log.error("the journal failed: rows are kept in memory alone", reason=str(error))
@@ -238,18 +246,31 @@ class Ledger:
     def _count_gap(self, call: Call, attempt: Attempt) -> None:
         if call.id not in self._without:
             return
+        usage, cost = attempt.usage or Usage(), attempt.cost
+        self._widen_gap(
+            attempt.created_at,
+            calls=int(attempt.n == 1),
+            attempts=1,
+            input=usage.prompt_total,
+            output=usage.completion_total,
+            cost=cost,
+        )
+
+    def _widen_gap(
+        self, began: int, *, calls: int, attempts: int = 0, input: int = 0, output: int = 0, cost: Cost | None = None
+    ) -> None:
         now = _now()
-        gap = self._gap or Gap(f"gap_{ulid()}", self._journal.id, attempt.created_at, now, 0, 0, 0, 0)
-        usage, costs = attempt.usage or Usage(), dict(gap.costs)
-        if attempt.cost is not None:
-            costs[attempt.cost.currency] = costs.get(attempt.cost.currency, 0) + attempt.cost.nano
+        gap = self._gap or Gap(f"gap_{ulid()}", self._journal.id, began, now, 0, 0, 0, 0)
+        costs = dict(gap.costs)
+        if cost is not None:
+            costs[cost.currency] = costs.get(cost.currency, 0) + cost.nano
         self._gap = msgspec.structs.replace(
             gap,
             ended_at=now,
-            calls=gap.calls + (attempt.n == 1),
-            attempts=gap.attempts + 1,
-            input=gap.input + usage.prompt_total,
-            output=gap.output + usage.completion_total,
+            calls=gap.calls + calls,
+            attempts=gap.attempts + attempts,
+            input=gap.input + input,
+            output=gap.output + output,
             costs=costs,
         )
 
@@ -308,7 +329,7 @@ class Ledger:
         """Write what waits for a record to go with. `last`: there will be none, whatever the store's state."""
         records = self._taken()
         if self._gap is not None and (last or self._writer.away is None):
-            self._log.error("calls were served without a row each", **msgspec.structs.asdict(self._gap))
+            self._log.error("calls have no row each", **msgspec.structs.asdict(self._gap))
             records.append(_written(self._gap))
             self._gap = None
         if records:

@@ -150,7 +150,8 @@ class Audited(Struct, frozen=True, gc=False, array_like=True, tag="a"):
 
 
 class Gap(Struct, frozen=True, gc=False, array_like=True, tag="g"):
-    """Calls were served that could not be recorded one by one (`on_store_failure: continue`): how many, and what."""
+    """Calls that could not be recorded one by one: served ones (`on_store_failure: continue`), and refused ones that
+    found the journal full. How many, and what."""
 
     id: str
     journal: str

@@ -7,6 +7,7 @@ read again.
 import asyncio
 import time
 from collections import deque
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -149,15 +150,15 @@ class Writer:
             self._behind = bool(stored) and stored[-1].position < self.taken
         pending = self._pending
         # what has come while a batch was under way gathers first, or each batch under load would be of a few records
-        self._more = self._behind or len(pending) > MOST
+        self._more = self._behind or max(len(pending), len(self._loose)) > MOST
         if not pending and not self._loose:
             return None
         batch = Batch(self._journal.id, self.applied)
         for _ in range(min(MOST, len(pending))):
             batch.add(*pending.popleft())
         # after those that came before them; they leave their queue once the batch is in the store
-        self._carried = len(self._loose)
-        for record in self._loose:
+        self._carried = min(MOST, len(self._loose))
+        for record in islice(self._loose, self._carried):
             batch.add(batch.position, record)
         return batch
 

@@ -25,9 +25,19 @@ _SQLITE: Final = {
     sqlite3.SQLITE_NOMEM: "could not be read: there is no memory left",
     sqlite3.SQLITE_PROTOCOL: "is locked by another process: wait for it, or end it",
 }
+_REFUSED: Final = frozenset(
+    {
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_RANGE,
+        sqlite3.SQLITE_TOOBIG,
+    }
+)
 _FOREIGN: Final = ("no such table", "no such column", "has no column", "already exists")
 
 _POSTGRES: Final = {
+    "26000": "is behind a pooler that shares sessions between transactions: let it pool whole sessions",
+    "42P05": "is behind a pooler that shares sessions between transactions: let it pool whole sessions",
     "28": "refuses the user or the password: check `store` in the configuration",
     "3D": "has no such database: create it, or check `store` in the configuration",
     "42501": "does not let this user do that: grant it the rights on the database's tables",
@@ -47,6 +57,10 @@ _POSTGRES: Final = {
     "XX": "failed: look into its log",
 }
 """By SQLSTATE, or its class (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
+
+
+_REFUSED_STATES: Final = frozenset({"22", "23", "54"})
+"""Classes of SQLSTATE: data exceptions, constraints, what is too large."""
 
 
 def explain(error: BaseException, place: str) -> StoreAway | None:
@@ -70,6 +84,19 @@ def explain(error: BaseException, place: str) -> StoreAway | None:
             return explain_postgres(error, place)
         case _:
             return None
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the store refuses what it was given for what it says. Anything else may pass: it is tried again."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            return isinstance(error, sqlite3.ProgrammingError) and "closed" not in str(error)
+        return code & 0xFF in _REFUSED
+    state = getattr(error, "sqlstate", None)
+    if isinstance(state, str):
+        return state[:2] in _REFUSED_STATES
+    return isinstance(error, ValueError | TypeError | OverflowError)
 
 
 def _of_engine(error: DBAPIError, place: str) -> StoreAway | None:

@@ -6,6 +6,7 @@ what comes with every batch is one statement, its rows two arrays of JSON (cheap
 or than a message a row).
 """
 
+import sqlite3
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain
@@ -49,6 +50,8 @@ _JOURNAL: Final = ("id", "applied", "seen_at", "host")
 
 _TOGETHER: Final = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 """Rows of one statement on SQLite: few sizes, so that the statements are prepared once and kept."""
+_OLD: Final = 4
+"""How many of them are too large for SQLite before 3.32, which takes 999 parameters."""
 
 
 class _Statements(Struct, frozen=True):
@@ -88,7 +91,7 @@ def _together(table: Table, names: tuple[str, ...], rows: Sequence[tuple[Any, ..
     """SQLite: the rows in their order, as many in a statement as there are."""
     statements: list[Statement] = []
     begun = 0
-    for size in _TOGETHER:
+    for size in _TOGETHER if sqlite3.sqlite_version_info >= (3, 32) else _TOGETHER[_OLD:]:
         until = len(rows) - (len(rows) - begun) % size
         groups = [tuple(chain.from_iterable(rows[at : at + size])) for at in range(begun, until, size)]
         if groups:

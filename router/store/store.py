@@ -26,6 +26,8 @@ _BUSY: Final = 5.0
 """Seconds to wait for another process's lock on the SQLite file."""
 _PATIENCE: Final = 30.0
 """Seconds that a statement may take on Postgres."""
+_BATCH: Final = 10.0
+"""Seconds that a batch may take there: calls may be waiting for it, and it can be brought in again."""
 _MIGRATING: Final[dict[str, int]] = {"sqlite": 3, "postgresql": 12}
 """How many times longer to wait when the tables are old: another process may be at them."""
 _QUEUE: Final = 10.0
@@ -84,10 +86,14 @@ class Store:
             await engines.writing.dispose()
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection that cannot write. Raises `StoreAway`."""
+    async def reading(self, *, snapshot: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A connection that cannot write. `snapshot`: all that is read is of one moment. Raises `StoreAway`."""
         with self._seam():
             async with self._opened().reading.connect() as connection:
+                if snapshot and self.dialect == "sqlite":
+                    await connection.exec_driver_sql("BEGIN")
+                elif snapshot:
+                    await connection.execution_options(isolation_level="REPEATABLE READ")
                 yield connection
 
     @asynccontextmanager
@@ -154,7 +160,7 @@ class Store:
     async def _connect_directly(self) -> SqliteConnection | PostgresConnection:
         if self._url.file is not None:
             return await connect_sqlite(self._url.file, busy=self._busy, durable=self._durable)
-        return PostgresConnection(await connect_postgres(self._url, patience=self._patience))
+        return PostgresConnection(await connect_postgres(self._url, patience=min(self._patience, _BATCH)))
 
     def _engine(self, times: int, *, readonly: bool = False, create: bool = False) -> AsyncEngine:
         """`times`: how much longer than usual to be patient; such an engine keeps no connections."""

@@ -179,7 +179,7 @@ async def usage(
         return found
 
     foreign = False
-    async with store.reading() as connection:
+    async with store.reading(snapshot=True) as connection:
         # a group may come once for each currency
         async with connection.stream(query.attempts()) as rows:
             async for row in rows:
