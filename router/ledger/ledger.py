@@ -251,13 +251,20 @@ class Ledger:
             attempt.created_at,
             calls=int(attempt.n == 1),
             attempts=1,
-            input=usage.prompt_total,
-            output=usage.completion_total,
+            prompt=usage.prompt_total,
+            completion=usage.completion_total,
             cost=cost,
         )
 
     def _widen_gap(
-        self, began: int, *, calls: int, attempts: int = 0, input: int = 0, output: int = 0, cost: Cost | None = None
+        self,
+        began: int,
+        *,
+        calls: int,
+        attempts: int = 0,
+        prompt: int = 0,
+        completion: int = 0,
+        cost: Cost | None = None,
     ) -> None:
         now = _now()
         gap = self._gap or Gap(f"gap_{ulid()}", self._journal.id, began, now, 0, 0, 0, 0)
@@ -269,8 +276,8 @@ class Ledger:
             ended_at=now,
             calls=gap.calls + calls,
             attempts=gap.attempts + attempts,
-            input=gap.input + input,
-            output=gap.output + output,
+            input=gap.input + prompt,
+            output=gap.output + completion,
             costs=costs,
         )
 

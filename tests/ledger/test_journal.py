@@ -146,6 +146,24 @@ def test_a_full_disk_refuses_promises_and_settles_what_was_promised(
     assert not [path for path in tmp_path.glob("*.journal") if path.stat().st_size < 4096]
 
 
+@pytest.mark.parametrize("lacking", ["the function", "the file system"])
+def test_where_space_cannot_be_allocated_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if lacking == "the function":
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    journal = opened(tmp_path)
+    journal.append([b"opened"], promise=100)
+    (path,) = tmp_path.glob("*.journal")
+    assert path.stat().st_blocks * 512 >= path.stat().st_size > 0
+    assert journal.read(0, 1)[0].payload == b"opened"
+
+
 def test_what_was_not_promised_leaves_the_promised_room_alone(tmp_path: Path) -> None:
     journal = opened(tmp_path, limit=8 * 1024)
     journal.append([b"opened"], promise=3000)

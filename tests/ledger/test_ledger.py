@@ -12,14 +12,14 @@ import pytest
 from sqlalchemy import select
 
 from router.call import Attempt, Call, Principal
-from router.errors import ClientGone, PermissionDenied, StoreUnavailable, StreamCut
+from router.errors import ClientGone, NotFound, PermissionDenied, StoreUnavailable, StreamCut
 from router.events import TextDelta, Usage
 from router.ids import ulid
 from router.ledger import bringing, keeping, recovery, writer
 from router.ledger.journal import Journal, JournalFull
 from router.ledger.ledger import Ledger
 from router.ledger.recovery import recover
-from router.ledger.rows import TOKEN_CLASSES, AttemptRow, Batch, CallRow
+from router.ledger.rows import TOKEN_CLASSES, AttemptRow, Batch, CallRow, Settled, decode_record
 from router.ledger.writer import Writer
 from router.pricing import Cost
 from router.provider import Target
@@ -338,6 +338,42 @@ async def test_a_full_journal_refuses_calls_and_settles_those_under_way(
     assert {row.outcome for row in tried.values()} == {"finished"}
 
 
+async def test_a_refused_call_takes_no_room_from_a_settlement_that_waits(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Away(monkeypatch)
+    async with Bench(store, tmp_path).open() as bench:
+        bench.journal._limit = 512 * 1024
+        under_way = []
+        with pytest.raises(StoreUnavailable):
+            while True:
+                under_way.append(await bench.begin())
+
+        def refuse() -> None:
+            refused = msgspec.structs.replace(a_call(), id=f"req_{ulid()}").with_principal(Principal("dw-k1"))
+            assert bench.books.close(refused, NotFound("no such model"), ()) is None
+
+        while bench.books._gap is None:
+            # what little is left goes to them, until there is nothing
+            refuse()
+        call, attempt = under_way[0]
+        attempt.usage, attempt.outcome = USAGE, "finished"
+        bench.books.settle(call, attempt)
+        refuse()
+        bench.books.close(call, None, ())
+        assert bench.writer.loose() == []
+        written = [decode_record(stored.payload) for stored in bench.journal.read(0, 100_000)]
+        settled = [record for record in written if isinstance(record, Settled)]
+        assert [record.attempt.call_id for record in settled] == [call.id]
+        away.gone = False
+        async with asyncio.timeout(10):
+            while bench.books.backlog:
+                await asyncio.sleep(0.01)
+    async with store.reading() as connection:
+        (gap,) = (await connection.execute(select(gaps))).mappings()
+    assert (gap["calls"], gap["attempts"], gap["costs"]) == (2, 0, {})
+
+
 async def test_with_continue_what_cannot_be_recorded_is_counted(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,6 +422,40 @@ async def test_a_row_that_the_store_refuses_is_set_aside_and_the_others_go_in(
     assert len(tried) == 5
     (line,) = (tmp_path / "rejected").read_text().splitlines()
     assert poisoned <= {msgspec.json.decode(line)[0][0]}
+
+
+async def test_what_fails_for_another_reason_is_tried_again_and_keeps_its_words(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring_in = stored.bring_in
+    failures = [RuntimeError("can't start new thread"), MemoryError(), RuntimeError("again")]
+
+    async def brought(store: Store, batch: Batch, at: int) -> None:
+        if failures:
+            raise failures.pop()
+        await bring_in(store, batch, at)
+
+    monkeypatch.setattr(bringing, "bring_in", brought)
+    monkeypatch.setattr(writer, "_PATIENCE", (0.01,))
+    async with Bench(store, tmp_path).open() as bench:
+        call, attempt = await bench.begin(metadata={"team": "red"})
+        await bench.end(call, attempt)
+        async with asyncio.timeout(10):
+            while bench.books.backlog:
+                await asyncio.sleep(0.01)
+    (row,) = (await rows(store))[0].values()
+    assert (row.outcome, row.target) == ("finished", "v/m")
+    assert not (tmp_path / "rejected").exists()
+
+
+@pytest.mark.parametrize("count", [2**63, 2**64, -1])
+async def test_counts_that_nothing_can_hold_are_cut_and_flagged(store: Store, tmp_path: Path, count: int) -> None:
+    async with Bench(store, tmp_path).open() as bench:
+        call, attempt = await bench.begin()
+        await bench.end(call, attempt, Usage(input=count, output=3))
+    (row,) = (await rows(store))[1].values()
+    assert (row.outcome, row.output, row.cost) == ("finished", 3, 2 if count < 0 else None)
+    assert count < 0 or (row.input == 2**63 - 1 and row.flag is not None)
 
 
 async def test_words_that_no_store_takes_are_made_fit(store: Store, tmp_path: Path) -> None:

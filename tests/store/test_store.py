@@ -56,6 +56,15 @@ async def test_an_error_in_a_transaction_undoes_all_of_it(store: Store) -> None:
     assert await count(store) == 0
 
 
+async def test_a_snapshot_is_of_one_moment_and_the_next_reading_is_not(store: Store) -> None:
+    async with store.reading(snapshot=True) as connection:
+        first = await connection.scalar(select(func.count()).select_from(revisions))
+        async with store.writing() as other:
+            await other.execute(insert(revisions).values(name="a", number=1))
+        assert await connection.scalar(select(func.count()).select_from(revisions)) == first == 0
+    assert await count(store) == 1
+
+
 async def test_a_connection_to_read_with_cannot_write(store: Store) -> None:
     async with store.writing() as connection:
         await connection.execute(insert(revisions).values(name="a", number=1))
