@@ -162,7 +162,7 @@ class _Check:
             ("store", lambda node: self.strict.read(node, StoreUrl, ("store",))),
             ("shared", lambda node: self.strict.read(node, SharedUrl, ("shared",))),
             ("ledger", lambda node: self.strict.read(node, Ledger, ("ledger",))),
-            ("prices", lambda node: self.strict.read(node, Prices, ("prices",))),
+            ("prices", self._prices),
             ("providers", self._providers),
             ("models", self._models),
             ("plugins", self._plugins),
@@ -174,6 +174,17 @@ class _Check:
                 except Unreadable:
                     continue
         return config
+
+    # -- prices ----------------------------------------------------------------------------------------------------
+
+    def _prices(self, node: Node) -> Prices:
+        prices = self.strict.read(node, Prices, ("prices",))
+        if prices.currency in prices.rates:
+            path: Path = ("prices", "rates", prices.currency)
+            _, place = find(self.root, path)
+            words = f"{written(path)} is a rate of `prices.currency` in itself: remove it, or name another currency"
+            self.strict.report(place or node.place, words)
+        return prices
 
     # -- providers -------------------------------------------------------------------------------------------------
 

@@ -287,15 +287,20 @@ _WORDS: Final[dict[str, bool | None]] = {
 }
 _INTEGER: Final = re.compile(r"[-+]?[0-9]{1,40}|0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]{1,40}|[0-9]{1,40}(?:\.[0-9]{0,40})?)(?:[eE][-+]?[0-9]{1,3})?")
+_NOT_ZERO: Final = re.compile(r"[-+0.]*[1-9]")
 
 
 def _resolve(text: str) -> Value:
-    """A plain scalar by the core schema; what is too long to be a number stays text."""
+    """A plain scalar by the core schema; what is too long or too small to be a number stays text."""
     if text in _WORDS:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):
         return int(text, 0) if text[1:2] in ("o", "x") else int(text)
-    return float(text) if _FLOAT.fullmatch(text) else text
+    if not _FLOAT.fullmatch(text):
+        return text
+    value = float(text)
+    # nobody who writes 1e-400 means zero
+    return value if value or not _NOT_ZERO.match(text) else text
 
 
 def _not_a_key(node: Node) -> str:

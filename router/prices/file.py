@@ -6,11 +6,11 @@ hold at the same time, tiers that do not ascend, a list that nothing uses. `docs
 
 import re
 from collections.abc import Collection
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path as FilePath
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Self, TypeAlias
 
 from msgspec import Meta, Struct, field, structs
 
@@ -34,9 +34,13 @@ class Price(str):
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError("must be a price of a million tokens, such as 0.25")
         try:
-            text = format(Decimal(str(value)).normalize(), "f")
+            amount = Decimal(str(value))
+            if amount and amount.adjusted() < -9:
+                # arithmetic could make a zero of it, which is free
+                raise ValueError
+            text = format(amount.normalize(), "f")
             rate(text)
-        except (InvalidOperation, ValueError, OverflowError):
+        except (ArithmeticError, ValueError):
             raise ValueError(
                 "must be a price of a million tokens: zero or more, with nine decimals at most, such as 0.25"
             ) from None
@@ -100,6 +104,10 @@ class PriceEntry(SheetEntry, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     until: Instant | None = None
     source: str = ""
     modes: dict[Mode, SheetEntry] = {}
+
+
+_Said: TypeAlias = dict[tuple[int, str, str], tuple[Fraction, int]]
+"""What the lines before have quoted: day and currencies by name → units of the second for one of the first, line."""
 
 
 class OwnPrices(Struct, frozen=True):
@@ -168,6 +176,7 @@ class _Check:
         self.reader.keys(top, SECTIONS, ())
         rows: list[_Row] = []
         quotes: list[Quotes] = []
+        said: _Said = {}
         for index, node in enumerate(self._items(top, "prices")):
             path = ("prices", index)
             try:
@@ -178,7 +187,7 @@ class _Check:
             self._fits(entry, node, path)
         for index, node in enumerate(self._items(top, "rates")):
             try:
-                quotes.append(self._quotes(node, ("rates", index)))
+                quotes.append(self._quotes(node, ("rates", index), said))
             except Unreadable:
                 continue
         return OwnPrices(self._lists(rows), tuple(quotes))
@@ -268,7 +277,7 @@ class _Check:
 
     # -- exchange rates --------------------------------------------------------------------------------------------
 
-    def _quotes(self, node: Node, path: Path) -> Quotes:
+    def _quotes(self, node: Node, path: Path, said: _Said) -> Quotes:
         row = self.reader.mapping(node, path)
         day, per = None, None
         rates: dict[str, Fraction] = {}
@@ -290,7 +299,23 @@ class _Check:
             self.reader.report(node.place, f"{written(path)} names no rate: write a currency and its units for 1 {per}")
         if per in rates:
             self.reader.report(row.entries[str(per)].place, f"`{per}` cannot be quoted in itself: remove it")
+        elif day is not None and per is not None:
+            for code, units in rates.items():
+                self._agrees(said, day, (per, code, units), row.entries[code].place, (*path, code))
         return Quotes(day or 0, per or "", rates, own=True)
+
+    def _agrees(self, said: _Said, day: int, quote: tuple[str, str, Fraction], place: Place, path: Path) -> None:
+        """Note a quote that says otherwise than one before it, of the same two currencies and the same day."""
+        per, code, units = quote
+        first, second = sorted((per, code))
+        value = units if per == first else 1 / units
+        before, line = said.setdefault((day, first, second), (value, place.line))
+        if before != value:
+            self.reader.report(
+                place,
+                f"{written(path)} is another rate of {per} and {code} than that of the same day (in UTC) in line "
+                f"{line}: keep one of them",
+            )
 
     def _currency(self, code: str, place: Place) -> str:
         if code in CURRENCIES:

@@ -232,13 +232,13 @@ class PriceBookPricing:
         )
 
     def _quotes(self) -> list[Quotes]:
-        quotes = [*self._shipped.quotes(), *self._own.quotes]
+        quotes = list(self._shipped.quotes())
         prices = self._config.prices
-        rates = {str(code): Fraction(rate) for code, rate in prices.rates.items() if code != prices.currency}
-        if rates:
-            last = max(one.day for one in quotes)
-            quotes.append(Quotes(last, str(prices.currency), rates, own=True))
-        return quotes
+        if prices.rates:
+            rates = {str(code): Fraction(rate) for code, rate in prices.rates.items()}
+            quotes.append(Quotes(max(one.day for one in quotes), str(prices.currency), rates, own=True))
+        # of two quotes of one day the last one holds: the file's, for its lines name their days
+        return [*quotes, *self._own.quotes]
 
 
 def price_book(

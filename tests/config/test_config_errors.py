@@ -166,6 +166,10 @@ def test_a_wrong_key_is_pointed_at(text: str, expected: str) -> None:
 
 
 VALUES = {
+    "rate-in-itself": (
+        "prices:\n  currency: EUR\n  rates: {USD: 1.1, EUR: 2}\n",
+        "3:26: `prices.rates.EUR` is a rate of `prices.currency` in itself: remove it, or name another currency",
+    ),
     "bare-duration": (
         "server: {heartbeat: 15}\n",
         "1:21: `server.heartbeat` must be a duration with a unit: write 15s, or 15ms, …",

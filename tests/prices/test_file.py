@@ -102,6 +102,14 @@ prices:
         ),
         ("rates: [{from: 2026-11-01, per: USD, USD: 1}]\n", "`USD` cannot be quoted in itself"),
         ("rates: [{from: 2026-02-30, per: USD, CNY: 7}]\n", "`rates[0].from` is no day of the calendar"),
+        (
+            "rates:\n  - {from: 2026-11-01, per: USD, CNY: 7}\n  - {from: 2026-11-01, per: USD, EUR: 0.9, CNY: 8}\n",
+            "3:44: `rates[1].CNY` is another rate of USD and CNY than that of the same day (in UTC) in line 2",
+        ),
+        (
+            "rates:\n  - {from: 2026-11-01, per: USD, CNY: 8}\n  - {from: 2026-11-01T16:00Z, per: CNY, USD: 0.13}\n",
+            "3:41: `rates[1].USD` is another rate of CNY and USD than that of the same day (in UTC) in line 2",
+        ),
     ],
 )
 def test_a_wrong_file_is_told_what_and_what_to_do(text: str, told: str) -> None:
@@ -109,6 +117,22 @@ def test_a_wrong_file_is_told_what_and_what_to_do(text: str, told: str) -> None:
     assert len(found) == 1, found
     assert found[0].startswith("prices.yaml:")
     assert told in found[0], found[0]
+
+
+@pytest.mark.parametrize("price", ["1e-400", '"1e-400"', "1e-10", '"1e-999999999"', '"1e999999999"', "1e-999", "-0.1"])
+def test_a_price_that_cannot_be_kept_is_not_taken_for_another(price: str) -> None:
+    (found,) = problems(line(f"input: {price}, output: 1"))
+    assert "`prices[0].input` must be a price of a million tokens: zero or more, with nine decimals" in found
+
+
+@pytest.mark.parametrize("price", ["0", "0.0", "0e-400", '"0"', "0.000000001", "1000000"])
+def test_a_price_may_be_nothing_or_very_small_or_large(price: str) -> None:
+    assert "openai" in read(line(f"input: {price}, output: 1")).lists
+
+
+def test_one_rate_may_be_written_twice_for_a_day_in_either_direction() -> None:
+    text = "rates:\n  - {from: 2026-11-01, per: USD, CNY: 8}\n  - {from: 2026-11-01, per: CNY, USD: 0.125}\n"
+    assert len(read(text).quotes) == 2
 
 
 def test_every_problem_is_told_at_once() -> None:

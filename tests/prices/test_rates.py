@@ -1,6 +1,7 @@
 """Exchange rates: of the day, exact, over other currencies where no quote names both, and the user's own first."""
 
 from collections.abc import Callable
+from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
 
@@ -95,6 +96,25 @@ def test_rates_of_the_configuration_hold_from_the_day_the_book_ends_on(book: Boo
     assert (
         pricing.convert(71 * UNIT, "CNY", "USD", before) == book().convert(71 * UNIT, "CNY", "USD", before) != 10 * UNIT
     )
+
+
+def test_a_planned_rate_of_another_currency_moves_no_rate_of_the_configuration(book: Book) -> None:
+    planned = "rates:\n  - {from: 2027-01-01, per: USD, EUR: 0.9}\n"
+    pricing = book(planned, currency=Currency("USD"), rates={Currency("CNY"): Rate(Decimal("9.99"))})
+    assert pricing.convert(UNIT, "USD", "CNY", instant("2026-11-22")) == 9_990_000_000
+
+
+@pytest.mark.parametrize(
+    ("days_later", "day", "units"), [(-200, -1, 7), (-200, 0, 9), (0, 0, 7), (0, 100, 7), (60, 59, 9), (60, 60, 7)]
+)
+def test_of_the_configurations_rate_and_the_files_the_later_one_holds(
+    book: Book, days_later: int, day: int, units: int
+) -> None:
+    """Days are counted from the book's last one."""
+    begins = date(1970, 1, 1) + timedelta(days=LAST + days_later)
+    text = f"rates:\n  - {{from: {begins}, per: USD, CNY: 7}}\n"
+    pricing = book(text, currency=Currency("USD"), rates={Currency("CNY"): Rate(Decimal(9))})
+    assert pricing.convert(UNIT, "USD", "CNY", (LAST + day) * MS_A_DAY) == units * UNIT
 
 
 def test_rates_of_the_file_have_their_days(book: Book) -> None:
