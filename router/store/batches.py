@@ -6,7 +6,6 @@ what comes with every batch is one statement, its rows two arrays of JSON (cheap
 or than a message a row).
 """
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain
@@ -48,10 +47,9 @@ _GAP: Final = ("id", "journal", "began_at", "ended_at", "calls", "attempts", "in
 _JOURNAL: Final = ("id", "applied", "seen_at", "host")
 
 
-_TOGETHER: Final = (256, 128, 64, 32, 16, 8, 4, 2, 1)
-"""Rows of one statement on SQLite: few sizes, so that the statements are prepared once and kept."""
-_OLD: Final = 4
-"""How many of them are too large for SQLite before 3.32, which takes 999 parameters."""
+_TOGETHER: Final = (16, 8, 4, 2, 1)
+"""Rows of one statement on SQLite: few sizes, so that the statements are prepared once and kept, and no more than 999
+parameters, which is all that some builds take."""
 
 
 class _Statements(Struct, frozen=True):
@@ -91,7 +89,7 @@ def _together(table: Table, names: tuple[str, ...], rows: Sequence[tuple[Any, ..
     """SQLite: the rows in their order, as many in a statement as there are."""
     statements: list[Statement] = []
     begun = 0
-    for size in _TOGETHER if sqlite3.sqlite_version_info >= (3, 32) else _TOGETHER[_OLD:]:
+    for size in _TOGETHER:
         until = len(rows) - (len(rows) - begun) % size
         groups = [tuple(chain.from_iterable(rows[at : at + size])) for at in range(begun, until, size)]
         if groups:
