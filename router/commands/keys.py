@@ -44,7 +44,7 @@ def _said(command: Command) -> Command:
         click.option("--tpm", type=int, help="Tokens a minute."),
         click.option("--parallel", type=int, help="Calls at once."),
         click.option("--budget", "budgets", multiple=True, help="'10 USD/month', or /day, or /total. Repeatable."),
-        click.option("--expires", help="30d from now, or a date: 2030-12-31."),
+        click.option("--expires", help="30d from now, a date such as 2030-12-31, or Unix seconds."),
     )
     for option in reversed(options):
         command = option(command)
@@ -164,8 +164,12 @@ def _body(said: dict[str, Any]) -> dict[str, Any]:
     if said["budgets"]:
         body["budgets"] = [_budget(text) for text in said["budgets"]]
     if said["expires"] is not None:
-        span = re.fullmatch(r"[0-9]+ ?[a-z]+", said["expires"])
-        body["expires_in" if span else "expires_at"] = said["expires"]
+        expires: str = said["expires"]
+        if re.fullmatch(r"[0-9]+ ?[a-z]+", expires):
+            body["expires_in"] = expires
+        else:
+            # eight digits are a date, 20301231
+            body["expires_at"] = int(expires) if re.fullmatch(r"[0-9]{9,11}", expires) else expires
     return body
 
 

@@ -198,7 +198,8 @@ def _moment(value: int | str, now: float) -> int:
             value = int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp())
         except (ValueError, OverflowError):
             raise InvalidRequest(
-                "`expires_at` is no date: write Unix seconds, or a date such as 2030-12-31 or 2030-12-31T18:00:00Z",
+                "`expires_at` is no date: write Unix seconds as a number, or a date such as 2030-12-31 or "
+                "2030-12-31T18:00:00Z",
                 param="expires_at",
             ) from None
     if not now < value <= now + LONGEST_LIFE:

@@ -16,14 +16,17 @@ CURSOR = (
 )
 
 
-def described(body: type[Struct] | None = None, query: Sequence[Parameter] = ()) -> type[Operation]:
-    """The `operation_class` of a handler that reads such a body, and such parameters."""
+def described(
+    body: type[Struct] | None = None, query: Sequence[Parameter] = (), *, required: bool = False
+) -> type[Operation]:
+    """The `operation_class` of a handler that reads such a body, and such parameters. `required`: the body is."""
 
     @dataclass
     class Described(Operation):
         def __post_init__(self) -> None:
             if body is not None:
-                self.request_body = RequestBody({"application/json": OpenAPIMediaType(schema=_Inline(body))})
+                media = {"application/json": OpenAPIMediaType(schema=_Inline(body))}
+                self.request_body = RequestBody(media, required=required)
             if query:
                 self.parameters = [*(self.parameters or []), *query]
 

@@ -22,9 +22,13 @@ _WORDS: Final = {"str": "text", "int": "a whole number", "float": "a number", "b
 _LONGEST_QUOTE: Final = 60
 
 
-async def json_body(request: Request[Any, Any, Any], type_: type[T]) -> T:
-    """The body as a `type_`; no body at all is `{}`. Raises `InvalidRequest`."""
+async def json_body(request: Request[Any, Any, Any], type_: type[T], *, required: bool = False) -> T:
+    """The body as a `type_`; no body at all is `{}`. `required`: it must not be forgotten, for what it leaves out is
+    removed. Raises `InvalidRequest`."""
     body = await request.body()
+    if required and not body:
+        words = "a body is required: what it leaves out is removed, with `{}` everything"
+        raise InvalidRequest(words, code="missing_required_parameter")
     try:
         return msgspec.json.decode(body or b"{}", type=type_)
     except ValidationError as error:

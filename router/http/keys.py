@@ -150,11 +150,11 @@ def _owner_routes(keyring: Keyring, door: Door, plugins: Set[str], kind: OwnerKi
         operation_id=f"Put{kind.title()}",
         summary=f"Set the limits and budgets of a {kind}",
         tags=tags,
-        operation_class=described(OwnerBody),
+        operation_class=described(OwnerBody, required=True),
     )
     async def put_owner(request: Request[Any, Any, Any], owner_id: FromPath[str]) -> OwnerShown:
         await _admit(door, request)
-        owner = owner_of(kind, owner_id.removeprefix("/"), await json_body(request, OwnerBody))
+        owner = owner_of(kind, owner_id.removeprefix("/"), await json_body(request, OwnerBody, required=True))
         return owner_shown(await keyring.put_owner(owner), plugins)
 
     @delete(

@@ -37,8 +37,11 @@ FILTERS: Final = {
 """Parameter → what it says."""
 REPEATED: Final = ("tag",)
 _LONGEST: Final = 512
-_DATE: Final = re.compile(r"(\d{4})-(\d{2})(?:-(\d{2}))?")
-_SECONDS: Final = re.compile(r"\d{1,11}")
+_DATE: Final = re.compile(r"([0-9]{4})-([0-9]{2})(?:-([0-9]{2}))?|([0-9]{4})([0-9]{2})([0-9]{2})")
+_SECONDS: Final = re.compile(r"[0-9]{9,11}")
+"""From 1973 on: fewer digits are a year or a date, more are milliseconds."""
+_TIME: Final = re.compile(r"[0-9]{4}(-?)[0-9]{2}\1[0-9]{2}[Tt ][0-9].*")
+"""No weeks: a day that is named so would be taken for a moment."""
 
 
 def described_parameters(parameters: Mapping[str, str]) -> list[Parameter]:
@@ -159,20 +162,22 @@ def moment(text: str, param: str, *, end: bool = False) -> int:
     Raises `InvalidRequest`."""
     try:
         if date := _DATE.fullmatch(text):
-            year, month, day = int(date[1]), int(date[2]), int(date[3] or 1)
-            start = datetime(year, month, day, tzinfo=UTC)
+            year, month, day = date[1] or date[4], date[2] or date[5], date[3] or date[6]
+            start = datetime(int(year), int(month), int(day or 1), tzinfo=UTC)
             if end:
-                start = start + timedelta(days=1) if date[3] else (start + timedelta(days=31)).replace(day=1)
+                start = start + timedelta(days=1) if day else (start + timedelta(days=31)).replace(day=1)
             return _milliseconds(start)
         if _SECONDS.fullmatch(text):
             return _milliseconds(datetime.fromtimestamp(int(text), UTC))
+        if not _TIME.fullmatch(text):
+            raise ValueError
         # a + that was not escaped has become a space
         at = datetime.fromisoformat(re.sub(r" (?=\d{2}:?\d{2}$)", "+", text))
         return _milliseconds(at if at.tzinfo else at.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
         raise InvalidRequest(
             f"`{param}` is no time: write a date such as 2026-10-01 or 2026-10, a time such as 2026-10-01T12:00:00Z, "
-            "or Unix seconds",
+            "or Unix seconds (9 to 11 digits)",
             param=param,
         ) from None
 

@@ -274,6 +274,11 @@ async def test_owners_are_set_changed_and_removed(gateway: Gateway, kind: Any, o
     owner = gateway.book.owner(kind, owner_id)
     assert owner is not None
     assert owner.limits.rpm == 5
+    # a body that was forgotten removes nothing
+    response = await gateway.call("PUT", path, b"")
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "missing_required_parameter")
+    assert "`{}`" in response.json()["error"]["message"]
+    assert await gateway.done("GET", path) == put
     # put replaces the whole
     assert (await gateway.done("PUT", path, {"limits": {"tpm": 9}}))["budgets"] == []
     assert await gateway.done("DELETE", path) == {"id": owner_id, "object": f"{kind}.deleted", "deleted": True}
@@ -483,6 +488,8 @@ async def test_the_bodies_and_parameters_are_described(gateway: Gateway) -> None
     create = schema["paths"]["/admin/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert create["required"] == ["name"]
     assert {"models", "limits", "budgets", "expires_in", "admin"} <= set(create["properties"])
+    for kind in ("users", "teams"):
+        assert schema["paths"][f"/admin/{kind}/{{owner_id}}"]["put"]["requestBody"]["required"] is True
     assert {"rpm", "tpm", "parallel"} == set(create["properties"]["limits"]["properties"])
     listed = schema["paths"]["/admin/keys"]["get"]["parameters"]
     assert {parameter["name"] for parameter in listed} == {"limit", "after", "before"}

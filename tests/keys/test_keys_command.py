@@ -138,6 +138,23 @@ async def test_a_key_is_made_shown_changed_and_revoked(terminal: Terminal) -> No
     assert text not in await terminal.prints("show", key_id)
 
 
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("1935576000", "2031-05-03 12:00Z"),
+        ("2031-05-03", "2031-05-03 00:00Z"),
+        ("20310503", "2031-05-03 00:00Z"),
+        ("2031-05-03T12:00:00+02:00", "2031-05-03 10:00Z"),
+    ],
+)
+async def test_an_expiry_is_unix_seconds_or_a_date(terminal: Terminal, written: str, shown: str) -> None:
+    key_id, _ = await terminal.make("web", "--expires", written)
+    assert (await terminal.shown(key_id))["expires"] == shown
+    key_id, _ = await terminal.make("web")
+    await terminal.prints("update", key_id, "--expires", written)
+    assert (await terminal.shown(key_id))["expires"] == shown
+
+
 async def test_a_rotation_prints_the_new_key_alone(terminal: Terminal) -> None:
     key_id, text = await terminal.make("web")
     rotated = await terminal.run("rotate", key_id, "--overlap", "1h")
@@ -173,6 +190,8 @@ async def test_what_is_wrong_is_told_in_words(terminal: Terminal) -> None:
         ("create", "web", "--budget", "10 USD/week"): "budgets[0].per",
         ("create", "web", "--expires", "tomorrow!"): "expires_at",
         ("create", "web", "--expires", "30y"): "expires_in",
+        ("create", "web", "--expires", "30"): "expires_at",
+        ("create", "web", "--expires", "1000000000"): "must lie ahead",
         ("create", "web", "--tag", "team"): "name=value",
         ("create", "web", "--model", ""): "models[0]",
         ("show", "dw-00000000"): "no key `dw-00000000`",

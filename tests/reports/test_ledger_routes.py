@@ -141,6 +141,10 @@ async def test_filters_narrow(store: Store, ledger: Ledger) -> None:
         found = await get(client, "/v1/requests?from=2026-09-03&to=2026-09-05&limit=100")
         wanted = {call.id for call in ledger.calls if START + 2 * DAY <= call.created_at < START + 5 * DAY}
         assert {row["id"] for row in found["data"]} == wanted != set()
+        assert await get(client, "/v1/requests?from=20260903&to=20260905&limit=100") == found
+        seconds = f"from={START // 1000 + 2 * 86400}&to={START // 1000 + 5 * 86400}"
+        assert await get(client, f"/v1/requests?{seconds}&limit=100") == found
+        assert await get(client, "/v1/requests?from=20260903T000000Z&to=2026-09-06%2000:00&limit=100") == found
         found = await get(client, "/v1/requests?from=2026-09-03T00:00:00%2B08:00&to=2026-09-03T00:00:00Z&limit=100")
         begin = START + 2 * DAY
         wanted = {call.id for call in ledger.calls if begin - 8 * 3_600_000 <= call.created_at < begin}
@@ -318,6 +322,14 @@ WRONG = {
     "/v1/usage?to=2026-13": ("to", "no time"),
     "/v1/usage?to=9999-12-31": ("to", "no time"),
     "/v1/usage?from=-5": ("from", "no time"),
+    "/v1/usage?from=2026": ("from", "no time"),
+    "/v1/usage?from=202610": ("from", "no time"),
+    "/v1/usage?from=20261301": ("from", "no time"),
+    "/v1/usage?from=1790000000000": ("from", "9 to 11 digits"),
+    "/v1/usage?from=20261001T": ("from", "no time"),
+    "/v1/usage?to=2026-W48": ("to", "no time"),
+    "/v1/usage?to=2026-W48-1": ("to", "no time"),
+    "/v1/usage?to=2026W481T12:00": ("to", "no time"),
     "/v1/usage?from=0001-01-01T00:00:00%2B14:00": ("from", "no time"),
     "/v1/requests?after=req_nope": ("after", "no id of a request"),
     "/v1/usage?from=2026-10-02&to=2026-10-01": ("from", "not before"),
