@@ -91,7 +91,7 @@ class Dispatch:
                     before = last
                     for last in events:
                         kind = type(last)
-                        if kind is TextDelta:
+                        if kind is TextDelta and last.extra is None:  # type: ignore[union-attr]
                             written.append(last.text)  # type: ignore[union-attr]
                         elif kind is Completed:
                             await self._count(call, attempt, decoder)
@@ -205,7 +205,7 @@ class Dispatch:
         if reported is None:
             wanted = is_owed(attempt, failure)
         else:
-            wanted = bool(reported.untold) or (broke_off and is_doubtful(reported, attempt))
+            wanted = bool(reported.untold) or (broke_off and is_doubtful(reported, call.request, attempt))
         if wanted and self._estimator is not None:
             counted = self._estimator.estimate_now(call.request, attempt)
             # an error may wait for a long count, and so may nobody when the client has left

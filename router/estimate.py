@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from router.audio import heard, is_length_told, spoken
 from router.call import Attempt
 from router.errors import ProtocolViolated, RouterError, StreamCut, TimedOut, Unreachable
 from router.events import Usage
@@ -28,14 +29,15 @@ class Estimator:
         """May wait: long texts are counted in a thread."""
         if self._counter is None:
             return self.estimate_now(request, attempt)
-        model, (texts, fixed) = attempt.target.model, measured(request)
+        model, (texts, fixed) = attempt.target.model, measured(request, recordings=False)
         generated = attempt.generated
         try:
-            return Usage(
-                input=await self._counter.count(texts, model) + fixed,
-                output=await self._counter.count(["".join(generated.output)], model),
-                reasoning=await self._counter.count(["".join(generated.reasoning)], model),
-                source="estimated",
+            return told(
+                request,
+                attempt,
+                await self._counter.count(texts, model) + fixed,
+                await self._counter.count(["".join(generated.output)], model),
+                await self._counter.count(["".join(generated.reasoning)], model),
             )
         except BrokenVocabulary as broken:
             # no reason to fail an answer that is complete
@@ -44,13 +46,14 @@ class Estimator:
 
     def estimate_now(self, request: ChatRequest, attempt: Attempt) -> Usage:
         """The same at once, for a stream that is being closed: long texts are estimated by their length."""
-        model, (texts, fixed) = attempt.target.model, measured(request)
+        model, (texts, fixed) = attempt.target.model, measured(request, recordings=False)
         generated = attempt.generated
-        return Usage(
-            input=self.count_now(texts, model) + fixed,
-            output=self.count_now(["".join(generated.output)], model),
-            reasoning=self.count_now(["".join(generated.reasoning)], model),
-            source="estimated",
+        return told(
+            request,
+            attempt,
+            self.count_now(texts, model) + fixed,
+            self.count_now(["".join(generated.output)], model),
+            self.count_now(["".join(generated.reasoning)], model),
         )
 
     def count_now(self, texts: list[str], model: str) -> int:
@@ -59,10 +62,33 @@ class Estimator:
         return rough_count(texts) if counted is None else counted
 
 
-def is_doubtful(reported: Usage, attempt: Attempt) -> bool:
+def told(request: ChatRequest, attempt: Attempt, prompt: int, output: int, reasoning: int) -> Usage:
+    """The estimate of an attempt whose texts are so many tokens, with its audio, which is counted by its length.
+
+    A length that the bytes do not tell is a guess, and flagged.
+    """
+    model, audio = attempt.target.model, attempt.generated.audio
+    input_audio, known = heard(request, model)
+    flags = [] if known else ["the length of the prompt's audio is not known"]
+    if audio and not is_length_told(request):
+        flags.append("the length of the answer's audio is not known")
+    return Usage(
+        input=prompt,
+        input_audio=input_audio,
+        output=output,
+        reasoning=reasoning,
+        output_audio=spoken(request, model, audio),
+        source="estimated",
+        flag="; ".join(flags) or None,
+    )
+
+
+def is_doubtful(reported: Usage, request: ChatRequest, attempt: Attempt) -> bool:
     """Whether more may have come than a vendor had told when its answer broke off: judged by length, which is cheap."""
     generated = attempt.generated
-    return rough_count([*generated.output, *generated.reasoning]) > reported.completion_total * _PLAUSIBLE + _FEW
+    come = rough_count([*generated.output, *generated.reasoning])
+    come += spoken(request, attempt.target.model, generated.audio)
+    return come > reported.completion_total * _PLAUSIBLE + _FEW
 
 
 def mended(reported: Usage, counted: Usage) -> Usage:
@@ -71,24 +97,41 @@ def mended(reported: Usage, counted: Usage) -> Usage:
     if counted.completion_total <= reported.completion_total * _PLAUSIBLE + _FEW:
         return reported
     return msgspec.structs.replace(
-        reported, output=counted.output, reasoning=counted.reasoning, output_audio=0, source="estimated"
+        reported,
+        output=counted.output,
+        reasoning=counted.reasoning,
+        output_audio=counted.output_audio,
+        source="estimated",
+        flag=_flags(reported, counted),
     )
 
 
 def filled(reported: Usage, counted: Usage) -> Usage:
     """What a vendor has reported of one side or of the total alone, with our count for what it left out."""
-    prompt, output, reasoning = counted.prompt_total, counted.output, max(reported.reasoning, counted.reasoning)
+    if not reported.untold:
+        return reported
+    prompt, output = counted.prompt_total, counted.output
+    reasoning, speech = max(reported.reasoning, counted.reasoning), max(reported.output_audio, counted.output_audio)
     if reported.untold == ("prompt", "completion") and (total := reported.prompt_total + reported.completion_total):
         # the total stands: our counts only divide it
         reasoning = min(reasoning, total)
-        output = min(output, total - reasoning)
-        prompt = total - output - reasoning
+        speech = min(speech, total - reasoning)
+        output = min(output, total - reasoning - speech)
+        prompt = total - reasoning - speech - output
     changes: dict[str, int] = {}
     if "prompt" in reported.untold:
-        changes["input"] = max(prompt - (reported.prompt_total - reported.input), 0)
+        room = max(prompt - (reported.prompt_total - reported.input - reported.input_audio), 0)
+        hearing = min(max(reported.input_audio, counted.input_audio), room)
+        changes |= {"input": room - hearing, "input_audio": hearing}
     if "completion" in reported.untold:
-        changes |= {"output": output, "reasoning": reasoning}
-    return msgspec.structs.replace(reported, **changes, source="estimated", untold=()) if changes else reported
+        changes |= {"output": output, "reasoning": reasoning, "output_audio": speech}
+    return msgspec.structs.replace(reported, **changes, source="estimated", flag=_flags(reported, counted), untold=())
+
+
+def _flags(reported: Usage, counted: Usage) -> str | None:
+    """Why the vendor's figures are in doubt, and why ours are."""
+    flags = [flag for usage in (reported, counted) if (flag := usage.flag)]
+    return "; ".join(dict.fromkeys(flags)) or None
 
 
 def is_owed(attempt: Attempt, error: BaseException | None) -> bool:

@@ -32,11 +32,20 @@ class Pricing(Protocol):
         ...
 
     def ceiling(
-        self, target: Target, input_tokens: int, output_tokens: int, at: int, *, service_tier: str | None = None
+        self,
+        target: Target,
+        input_tokens: int,
+        output_tokens: int,
+        at: int,
+        *,
+        service_tier: str | None = None,
+        audio_in: bool = False,
+        audio_out: bool = False,
     ) -> Cost | None:
         """The most that so many tokens can cost: the dearest class and mode that may apply, for reservations.
 
-        In the service tier that is named, else in the standard one. None: no price is known for it.
+        In the service tier that is named, else in the standard one. Classes of audio apply where the call sends some
+        (`audio_in`) or asks for some. None: no price is known for it, or for a class that may apply.
         """
         ...
 

@@ -12,11 +12,13 @@ import threading
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from importlib.resources import files
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
 
+from router.audio import MOST_HEARD, seconds
 from router.messages import (
     Assistant,
     Audio,
@@ -53,11 +55,11 @@ PER_IMAGE: Final = 765
 PER_IMAGE_LOW: Final = 85
 """An image with `detail: low` there."""
 PER_FILE: Final = 1000
-"""A document or a recording, of which we know neither pages nor seconds; where its bytes are there, at least."""
+"""A document or a recording of which we know neither pages nor seconds; where its bytes are there, at least."""
 BYTES_OF_FILE: Final = 4
 """Bytes to a token of a document that is sent along: what it would be if all of it were text."""
 BYTES_OF_AUDIO: Final = 16
-"""The same of a recording: 32 tokens a second, the most we know of, of speech at 4 kbit/s."""
+"""The same of a recording of unknown length: the most tokens a second that we know of, of speech at 4 kbit/s."""
 _LONGEST_HEAD: Final = 1000
 """Characters of a `data:` URL before its data, at most."""
 _DEEPEST: Final = 20
@@ -170,11 +172,12 @@ def rough_count(texts: Iterable[str]) -> int:
     return -(-sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // 4)
 
 
-def measured(request: ChatRequest) -> tuple[list[str], int]:
+def measured(request: ChatRequest, *, recordings: bool = True) -> tuple[list[str], int]:
     """What of a request is to be counted: its texts, and tokens that are there whatever the vocabulary.
 
     Tools, a JSON Schema and parts of unknown kinds count as their JSON text, messages as in OpenAI's cookbook, images
-    flat, files and recordings by their bytes: what is sent along is not decoded.
+    flat, files by their bytes and recordings by their length, at the most that any model counts: what is sent along is
+    not decoded. `recordings` False: without those, for whoever counts them as the model does (see `router.audio`).
     """
     texts: list[str] = []
     fixed = PER_MESSAGE
@@ -183,9 +186,12 @@ def measured(request: ChatRequest) -> tuple[list[str], int]:
         if not isinstance(message, ToolResult) and message.name:
             fixed += 1
             texts.append(message.name)
-        fixed += _measure(message.content, texts)
+        fixed += _measure(message.content, texts, recordings=recordings)
         if isinstance(message, Assistant):
             fixed += _measure(message.reasoning, texts)
+            if recordings and message.extra.get("audio"):
+                # what an earlier answer said, which is with the vendor
+                fixed += PER_FILE
             texts += [message.refusal] if message.refusal else []
             for call in message.tool_calls:
                 fixed += PER_MESSAGE
@@ -197,7 +203,7 @@ def measured(request: ChatRequest) -> tuple[list[str], int]:
     return texts, fixed
 
 
-def _measure(content: Content | None, texts: list[str]) -> int:
+def _measure(content: Content | None, texts: list[str], *, recordings: bool = True) -> int:
     """Adds the texts of `content` and returns the tokens of what is no text."""
     fixed = 0
     for part in (content,) if isinstance(content, str) else content or ():
@@ -209,7 +215,7 @@ def _measure(content: Content | None, texts: list[str]) -> int:
             case Image():
                 fixed += PER_IMAGE_LOW if part.detail == "low" else PER_IMAGE
             case Audio():
-                fixed += max(PER_FILE, -(-inline_bytes(part.data) // BYTES_OF_AUDIO))
+                fixed += _heard(part) if recordings else 0
             case File():
                 inline = inline_bytes(part.data or "") + inline_bytes(part.url or "")
                 fixed += max(PER_FILE, -(-inline // BYTES_OF_FILE))
@@ -218,6 +224,14 @@ def _measure(content: Content | None, texts: list[str]) -> int:
                 texts.append(msgspec.json.encode(_without_data(part.fields, data)).decode())
                 fixed += max(PER_FILE, -(-sum(map(inline_bytes, data)) // BYTES_OF_FILE))
     return fixed
+
+
+def _heard(part: Audio) -> int:
+    """Tokens of a recording at most, whoever hears it."""
+    length = seconds(part)
+    if length is None:
+        return max(PER_FILE, -(-inline_bytes(part.data) // BYTES_OF_AUDIO))
+    return ceil(max(length, 1.0) * MOST_HEARD)
 
 
 def inline_bytes(data: str) -> int:

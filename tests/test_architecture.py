@@ -23,6 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "contracts": (
         "router.access",
         "router.accounts",
+        "router.audio",
         "router.call",
         "router.dialect",
         "router.extension",

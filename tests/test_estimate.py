@@ -1,6 +1,7 @@
 """Every attempt has token counts, whatever ends it: the vendor's own, or an estimate that says so."""
 
 import asyncio
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from structlog.testing import capture_logs
 
 from plugins.usage import UsagePlugin
 from router.errors import ProtocolViolated, RateLimited, Rejected, StreamCut, TimedOut, Unreachable
-from router.estimate import Estimator
+from router.estimate import Estimator, filled
 from router.events import (
     ChoiceFinished,
     Completed,
     Event,
+    Extended,
     Extra,
     ReasoningDelta,
     RefusalDelta,
@@ -26,6 +28,7 @@ from router.events import (
     UsageReported,
     check_order,
 )
+from router.messages import Audio
 from router.plugin import compose
 from router.tokens import TokenCounter
 from support.dispatching import a_call, collected, dispatched
@@ -285,3 +288,99 @@ async def test_the_vendors_service_tier_is_noted() -> None:
     dispatch, books = dispatched((start, *ANSWER[1:]))
     await collected(dispatch.stream(a_call()))
     assert books.settled[0].service_tier == "flex"
+
+
+# -- speech --------------------------------------------------------------------------------------------------------
+
+HALF_SECOND = "A" * 32_000
+"""Base64 of 24,000 bytes: 24 kHz, 16 bits, mono."""
+SPOKEN: dict[str, Any] = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}
+
+
+def say(**audio: str) -> Extended:
+    return Extended(Extra("openai", block={"audio": audio}), choice=0)
+
+
+SPEECH: tuple[Event, ...] = (START, say(id="a", transcript="hello"), *(say(data=HALF_SECOND) for _ in range(6)))
+"""Three seconds of it, and a word of what is said."""
+
+
+async def test_speech_that_is_cut_counts_as_long_as_it_is_and_its_words_as_text(counter: TokenCounter) -> None:
+    dispatch, books = dispatched(SPEECH, StreamCut("cut"), Estimator(counter))
+    with pytest.raises(StreamCut):
+        await collected(dispatch.stream(a_call(extra=SPOKEN)))
+    assert books.settled[0].usage == Usage(input=PROMPT, output=1, output_audio=60, source="estimated")
+
+
+async def test_speech_that_the_client_leaves_counts_what_came(counter: TokenCounter) -> None:
+    dispatch, books = dispatched(SPEECH, StreamCut("late"), Estimator(counter))
+    call = a_call(extra=SPOKEN)
+    events = compose([], dispatch.stream)(call)
+    for _ in range(4):
+        await anext(events)
+    await call.trip.close()
+    assert books.settled[0].usage == Usage(input=PROMPT, output=1, output_audio=20, source="estimated")
+
+
+async def test_speech_beside_text_or_in_the_last_piece_counts_too(counter: TokenCounter) -> None:
+    beside = Extra("openai", block={"audio": {"data": HALF_SECOND}})
+    answer = (START, TextDelta(0, 0, "hello", beside), ChoiceFinished(0, "stop", extra=beside), Completed())
+    dispatch, books = dispatched(answer, estimator=Estimator(counter))
+    await collected(dispatch.stream(a_call(extra=SPOKEN)))
+    assert books.settled[0].usage == Usage(input=PROMPT, output=1, output_audio=20, source="estimated")
+
+
+async def test_a_length_that_is_not_known_flags_the_estimate(counter: TokenCounter) -> None:
+    compressed = {**SPOKEN, "audio": {"voice": "alloy", "format": "mp3"}}
+    part = Audio("https://example.com/a.mp3", "mp3")
+    dispatch, books = dispatched(SPEECH, StreamCut("cut"), Estimator(counter))
+    with pytest.raises(StreamCut):
+        await collected(dispatch.stream(a_call(prompt=(part,), extra=compressed)))
+    usage = books.settled[0].usage
+    assert usage is not None
+    assert (usage.input_audio, usage.output_audio, usage.input) == (300, 720, PROMPT - 1)
+    assert usage.flag == "the length of the prompt's audio is not known; the length of the answer's audio is not known"
+
+
+async def test_a_recording_in_the_prompt_is_audio_and_no_text(counter: TokenCounter) -> None:
+    part = Audio(base64.b64encode(bytes(480_000)).decode(), "pcm16")
+    dispatch, books = dispatched((START, *TEXT), StreamCut("cut"), Estimator(counter))
+    with pytest.raises(StreamCut):
+        await collected(dispatch.stream(a_call(prompt=(part,))))
+    expected = Usage(input=PROMPT - 1, input_audio=100, output=2, source="estimated")
+    assert books.settled[0].usage == expected
+
+
+@pytest.mark.parametrize(
+    ("reported", "settled"),
+    [
+        (Usage(input=9, untold=("completion",)), Usage(input=9, output=1, output_audio=60)),
+        (Usage(input=9, output_audio=70, untold=("completion",)), Usage(input=9, output=1, output_audio=70)),
+        (Usage(output=1, output_audio=60, untold=("prompt",)), Usage(input=PROMPT, output=1, output_audio=60)),
+        (Usage(input=100, untold=("prompt", "completion")), Usage(input=39, output=1, output_audio=60)),
+        (Usage(input=50, untold=("prompt", "completion")), Usage(output_audio=50)),
+        # some tell the tokens of the first piece and no more
+        (Usage(input=9, output=1), Usage(input=9, output=1, output_audio=60)),
+    ],
+)
+async def test_a_side_that_the_vendor_left_out_is_counted_with_its_speech(
+    reported: Usage, settled: Usage, counter: TokenCounter
+) -> None:
+    dispatch, books = dispatched((*SPEECH, FINISH, UsageReported(reported)), StreamCut("cut"), Estimator(counter))
+    with pytest.raises(StreamCut):
+        await collected(dispatch.stream(a_call(extra=SPOKEN)))
+    assert books.settled[0].usage == msgspec.structs.replace(settled, source="estimated")
+
+
+async def test_reported_speech_stands_when_its_answer_breaks_off() -> None:
+    told = Usage(input=7, output=1, output_audio=58)
+    dispatch, books = dispatched((*SPEECH, FINISH, UsageReported(told)), StreamCut("cut"), Estimator(NoCounter()))
+    with pytest.raises(StreamCut):
+        await collected(dispatch.stream(a_call(extra=SPOKEN)))
+    assert books.settled[0].usage == told
+
+
+def test_the_audio_of_a_prompt_that_was_not_told_is_taken_from_what_is_left_of_it() -> None:
+    counted = Usage(input=10, input_audio=100, source="estimated")
+    reported = Usage(cache_read=30, output=5, untold=("prompt",))
+    assert filled(reported, counted) == Usage(cache_read=30, input_audio=80, output=5, source="estimated")

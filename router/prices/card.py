@@ -29,6 +29,15 @@ class Part(NamedTuple):
     """What they cost, exactly."""
 
 
+class Dearest(NamedTuple):
+    """The highest rates of one side of a call. None: no price is known for what always occurs there."""
+
+    text: int | None
+    """Of a call without audio on this side."""
+    audio: int | None
+    """Of one that may have audio too."""
+
+
 class Band(NamedTuple):
     """One compiled band of a sheet. `rates` are in the order of `CLASSES`."""
 
@@ -36,8 +45,8 @@ class Band(NamedTuple):
     rates: tuple[int | None, ...]
     explicit: tuple[int | None, ...] | None
     """The same for a cache that the request asked for; None when it makes no difference."""
-    dearest: tuple[int | None, int | None]
-    """The highest rate of the request's classes and of the answer's, in this band and those below it."""
+    dearest: tuple[Dearest, Dearest]
+    """Of the request's classes and of the answer's, in this band and those below it."""
     id: str
 
 
@@ -90,12 +99,21 @@ class Card:
             found.append(Part(CLASSES[index], tokens, per_million, Fraction(tokens * per_million, MILLION)))
         return tuple(found)
 
-    def ceiling(self, input_tokens: int, output_tokens: int) -> Cost | None:
-        """The most that so many tokens cost, of whatever class, rounded up. None: no price is known for them."""
+    def ceiling(
+        self, input_tokens: int, output_tokens: int, *, audio_in: bool = False, audio_out: bool = False
+    ) -> Cost | None:
+        """The most that so many tokens cost, of whatever class, rounded up; of audio only where there may be any.
+
+        None: no price is known for a class that there may be.
+        """
         band = self._band(input_tokens)
         last = self._band(output_tokens) if self.basis == "marginal" else band
+        asked, given = band.dearest[0], last.dearest[1]
         total = 0
-        for tokens, per_million in ((input_tokens, band.dearest[0]), (output_tokens, last.dearest[1])):
+        for tokens, per_million in (
+            (input_tokens, asked.audio if audio_in else asked.text),
+            (output_tokens, given.audio if audio_out else given.text),
+        ):
             if tokens:
                 if per_million is None:
                     return None
@@ -169,7 +187,7 @@ def compiled(
     borders = sorted({0, *(tier.above for one in sheets for tier in one.tiers)})
     marginal = sheet.basis == "marginal" or (below is not None and below.basis == "marginal")
     bands: list[Band] = []
-    below_it: tuple[int | None, ...] = ()
+    below_it = (Dearest(None, None), Dearest(None, None))
     for border in borders:
 
         def said(name: str, border: int = border) -> int | None:
@@ -193,14 +211,22 @@ def compiled(
         asked = (rates[0], explicit, *rates[2:])
         mark = f"#tier>{border}" if border and not marginal else "#tiers" if marginal and len(borders) > 1 else ""
         different = explicit is not None and explicit != rates[1]
-        dearest = tuple(
-            max((per for per in (*rates[side], *asked[side], *below_it[at : at + 1]) if per is not None), default=None)
-            for at, side in enumerate((slice(0, INPUTS), slice(INPUTS, None)))
+        dearest = (
+            _dearest((*rates[: INPUTS - 1], explicit), rates[INPUTS - 1], below_it[0]),
+            _dearest(rates[INPUTS:-1], rates[-1], below_it[1]),
         )
         below_it = dearest
-        bands.append(Band(border, rates, asked if different else None, (dearest[0], dearest[1]), price + mark))
+        bands.append(Band(border, rates, asked if different else None, dearest, price + mark))
     # a setting's own kind of text is none that a journal can write
     return Card(str(currency), "marginal" if marginal else "whole", tuple(bands))
+
+
+def _dearest(texts: tuple[int | None, ...], audio: int | None, below: Dearest) -> Dearest:
+    """Of one side's rates; the first of `texts` is of the class that always occurs."""
+    if texts[0] is None:
+        return Dearest(None, None)
+    text = max(per for per in (*texts, below.text) if per is not None)
+    return Dearest(text, None if audio is None else max(text, audio, below.audio or 0))
 
 
 def _scaled(per_million: int, factor: str) -> int:

@@ -114,16 +114,27 @@ class PriceBookPricing:
         return self._priced(target, at) is not None
 
     def ceiling(
-        self, target: Target, input_tokens: int, output_tokens: int, at: int, *, service_tier: str | None = None
+        self,
+        target: Target,
+        input_tokens: int,
+        output_tokens: int,
+        at: int,
+        *,
+        service_tier: str | None = None,
+        audio_in: bool = False,
+        audio_out: bool = False,
     ) -> Cost | None:
         """The most that so many tokens can cost: the dearest class, with or without thinking, in the dearest hours.
 
-        Of the service tiers only the standard one is counted, or the one that is asked for.
+        Of the service tiers only the standard one is counted, or the one that is asked for; of audio what there may be.
         """
         priced = self._priced(target, at)
         if priced is None:
             return None
-        costs = [card.ceiling(input_tokens, output_tokens) for card in priced.cards(service_tier)]
+        costs = [
+            card.ceiling(input_tokens, output_tokens, audio_in=audio_in, audio_out=audio_out)
+            for card in priced.cards(service_tier)
+        ]
         known = [cost for cost in costs if cost is not None]
         return max(known, key=lambda cost: cost.nano) if known and len(known) == len(costs) else None
 

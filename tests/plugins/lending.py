@@ -59,7 +59,15 @@ class PriceList:
         return target in self.prices
 
     def ceiling(
-        self, target: Target, input_tokens: int, output_tokens: int, at: int, *, service_tier: str | None = None
+        self,
+        target: Target,
+        input_tokens: int,
+        output_tokens: int,
+        at: int,
+        *,
+        service_tier: str | None = None,
+        audio_in: bool = False,
+        audio_out: bool = False,
     ) -> Cost | None:
         standard = service_tier in (None, "default", "auto")
         times = 1 if standard else self.tiers.get(target, {}).get(str(service_tier))

@@ -123,9 +123,48 @@ def test_marginal_bands_are_continuous_at_their_borders(sheet: Sheet, name: str)
 
 @given(st.one_of(sheets(), ascending()), usages)
 def test_no_split_into_classes_costs_more_than_the_ceiling(sheet: Sheet, usage: Usage) -> None:
-    ceiling = card(sheet).ceiling(usage.prompt_total, usage.completion_total)
+    ceiling = card(sheet).ceiling(
+        usage.prompt_total,
+        usage.completion_total,
+        audio_in=usage.input_audio > 0,
+        audio_out=usage.output_audio > 0,
+    )
     assert ceiling is not None
     assert nano(card(sheet), usage) <= ceiling.nano
+
+
+DEAR_AUDIO = Sheet(input="1", input_audio="10", output="2", output_audio="20")
+
+
+@pytest.mark.parametrize(
+    ("sheet", "audio", "dollars"),
+    [
+        (DEAR_AUDIO, {}, 3),
+        (DEAR_AUDIO, {"audio_in": True}, 12),
+        (DEAR_AUDIO, {"audio_out": True}, 21),
+        (DEAR_AUDIO, {"audio_in": True, "audio_out": True}, 30),
+        (Sheet(input="1", input_audio="0.5", output="2", output_audio="0"), {"audio_in": True, "audio_out": True}, 3),
+        (Sheet(input="1", cache_write="1.25", output="2"), {}, 3.25),
+        (Sheet(input="1", output="2"), {"audio_in": True}, None),
+        (Sheet(input="1", output="2"), {"audio_out": True}, None),
+        (Sheet(input_audio="1", output="2"), {}, None),
+        (Sheet(input="1", output_audio="2"), {"audio_out": True}, None),
+    ],
+)
+def test_the_ceiling_has_the_price_of_audio_only_where_there_may_be_audio(
+    sheet: Sheet, audio: dict[str, bool], dollars: float | None
+) -> None:
+    ceiling = card(sheet).ceiling(10**6, 10**6, **audio)
+    assert (None if ceiling is None else ceiling.nano) == (None if dollars is None else dollars * 10**9)
+
+
+def test_the_ceiling_of_audio_is_that_of_this_band_and_those_below_it() -> None:
+    tier = Tier(above=1000, input="2", input_audio="4", output="1", output_audio="5")
+    ceiling = card(
+        Sheet(input="1", input_audio="8", output="3", output_audio="4", tiers=(tier,)),
+    ).ceiling(2000, 1000, audio_in=True, audio_out=True)
+    assert ceiling is not None
+    assert ceiling.nano == 2000 * 8000 + 1000 * 5000
 
 
 def test_a_border_belongs_to_the_band_below_it() -> None:

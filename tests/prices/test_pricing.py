@@ -330,7 +330,14 @@ def test_no_call_costs_more_than_its_ceiling(
     pricing: PriceBookPricing, target: Target, usage: Usage, at: int, thinking: bool
 ) -> None:
     cost = pricing.cost(target, usage, at, thinking=thinking)
-    ceiling = pricing.ceiling(target, usage.prompt_total, usage.completion_total, at)
+    ceiling = pricing.ceiling(
+        target,
+        usage.prompt_total,
+        usage.completion_total,
+        at,
+        audio_in=usage.input_audio > 0,
+        audio_out=usage.output_audio > 0,
+    )
     if cost is not None:
         assert ceiling is not None
         assert ceiling.nano >= cost.nano
@@ -375,3 +382,14 @@ def test_a_price_is_told_in_words(book: Book) -> None:
     ]
     assert found[1].words == "no price in `openai`: did you mean `gpt-5-mini`?"
     assert found[2].words == "no price in `my-vllm`: write one in `prices.file`, with `list: my-vllm`"
+
+
+def test_a_model_whose_audio_has_no_price_has_no_ceiling_for_calls_with_audio(book: Book) -> None:
+    pricing = book()
+    unknown, known = Target("openai", "gpt-4o-audio-preview"), Target("openai", "gpt-audio")
+    assert pricing.cost(unknown, Usage(input=40, output=10, output_audio=1), AT) is None
+    for audio in ({"audio_in": True}, {"audio_out": True}):
+        assert pricing.ceiling(unknown, 40, 4096, AT, **audio) is None
+        assert pricing.ceiling(known, 40, 4096, AT, **audio) is not None
+    words, speech = pricing.ceiling(known, 0, 10**6, AT), pricing.ceiling(known, 0, 10**6, AT, audio_out=True)
+    assert [cost.nano for cost in (words, speech) if cost] == [10 * 10**9, 64 * 10**9]

@@ -9,7 +9,7 @@ from router.config import parse
 from router.dispatch import Adapter, Dispatch
 from router.estimate import Estimator
 from router.events import Event, Usage, UsageReported
-from router.messages import ChatRequest, User
+from router.messages import ChatRequest, Content, User
 from router.pricing import Cost
 from router.provider import HttpError, HttpHead, HttpRequest, Target
 
@@ -115,7 +115,7 @@ def dispatched(
     return Dispatch(Catalog(config), {"openai": Adapter(listed, listed)}, books, Free(), estimator), books
 
 
-def a_call(model: str = "chat", prompt: str = "Hi", **fields: Any) -> Call:
+def a_call(model: str = "chat", prompt: Content = "Hi", **fields: Any) -> Call:
     request = ChatRequest(model=model, messages=(User(prompt),), protocol="openai", **fields)
     return Call(id="req_1", request=request, dialect="openai.chat", trip=new_trip(), credentials=Credentials(None))
 

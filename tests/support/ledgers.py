@@ -100,7 +100,15 @@ class Book:
         return target.provider in self.UNITS
 
     def ceiling(
-        self, target: Target, input_tokens: int, output_tokens: int, at: int, *, service_tier: str | None = None
+        self,
+        target: Target,
+        input_tokens: int,
+        output_tokens: int,
+        at: int,
+        *,
+        service_tier: str | None = None,
+        audio_in: bool = False,
+        audio_out: bool = False,
     ) -> Cost | None:
         return self.cost(target, Usage(input=input_tokens, output=output_tokens), at, service_tier=service_tier)
 
