@@ -3,14 +3,17 @@
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from router.gates import GatesAway, Parallel, Passage, Rate
 from router.state.bucket import first_refusal, passage, put, taken_now
 from router.state.machine import Machine, MachineAway
+from router.state.renewing import EXPIRY
 from router.state.turnstile import Inside, Turnstile
+
+T = TypeVar("T")
 
 _LOOK: Final = 1.0
 """Seconds between two looks for calls that have expired."""
@@ -24,39 +27,47 @@ _names: Final = msgspec.json.Decoder(list[str]).decode
 
 
 class MachineGates:
-    """`clock` gives Unix seconds, the same in all processes; a call that does not leave is taken to have left after
-    `expiry` seconds."""
+    """`clock` gives Unix seconds, the same in all processes; a call that neither leaves nor is renewed is taken to have
+    left after `expiry` seconds."""
 
-    def __init__(self, machine: Machine, clock: Callable[[], float] = time.time, expiry: float = 3600.0) -> None:
+    def __init__(self, machine: Machine, clock: Callable[[], float] = time.time, expiry: float = EXPIRY) -> None:
         self._machine = machine
         self._clock = clock
         self._expiry = expiry
         self._turnstile = Turnstile(clock, expiry)
         """While this process is alone."""
+        self._inside: set[str] = set()
+        """The calls of this process that have entered and not left."""
         self._looked_at = 0.0
         self._swept_at = 0.0
         machine.parts.append(self)
 
     async def enter(self, call_id: str, rates: Sequence[Rate], parallels: Sequence[Parallel]) -> Passage:
-        if self._machine.alone:
-            return self._turnstile.enter(call_id, rates, parallels)
-        try:
-            return await self._machine.run(
-                lambda: self._turnstile.enter(call_id, rates, parallels),
-                lambda cursor: self._enter(cursor, call_id, rates, parallels),
-            )
-        except MachineAway as error:
-            raise GatesAway(str(error)) from error
+        passage = await self._run(
+            lambda: self._turnstile.enter(call_id, rates, parallels),
+            lambda cursor: self._enter(cursor, call_id, rates, parallels),
+        )
+        if passage.refused_by is None:
+            self._inside.add(call_id)
+        return passage
 
     async def leave(self, call_id: str, corrections: Sequence[Rate] = ()) -> None:
+        # first: what cannot leave now must not be renewed
+        self._inside.discard(call_id)
+        await self._run(
+            lambda: self._turnstile.leave(call_id, corrections),
+            lambda cursor: self._leave(cursor, call_id, corrections),
+        )
+
+    async def renew(self) -> None:
+        if self._inside:
+            await self._run(lambda: self._turnstile.renew(self._inside), self._renew)
+
+    async def _run(self, alone: Callable[[], T], shared: Callable[[sqlite3.Cursor], T]) -> T:
         if self._machine.alone:
-            self._turnstile.leave(call_id, corrections)
-            return
+            return alone()
         try:
-            await self._machine.run(
-                lambda: self._turnstile.leave(call_id, corrections),
-                lambda cursor: self._leave(cursor, call_id, corrections),
-            )
+            return await self._machine.run(alone, shared)
         except MachineAway as error:
             raise GatesAway(str(error)) from error
 
@@ -127,6 +138,12 @@ class MachineGates:
         now = self._clock()
         for rate in corrections:
             cursor.execute(_PUT, (rate.key, *put(_taken(cursor, rate, now), rate, now)))
+
+    def _renew(self, cursor: sqlite3.Cursor) -> None:
+        until = self._clock() + self._expiry
+        cursor.executemany(
+            "UPDATE inside SET until = ? WHERE call_id = ?", [(until, call_id) for call_id in self._inside]
+        )
 
     def _tidy(self, cursor: sqlite3.Cursor, now: float) -> None:
         self._looked_at = now

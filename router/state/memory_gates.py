@@ -1,5 +1,6 @@
 """Limits counted in the memory of one process."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -8,10 +9,10 @@ from router.state.turnstile import Turnstile
 
 
 class MemoryGates:
-    """Gates of one process. `clock` gives seconds; a call that does not leave is taken to have left after `expiry`."""
+    """Gates of one process. `clock` gives seconds. No call is inside for longer than the process lives."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, expiry: float = 3600.0) -> None:
-        self._turnstile = Turnstile(clock, expiry)
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._turnstile = Turnstile(clock, expiry=math.inf)
 
     async def enter(self, call_id: str, rates: Sequence[Rate], parallels: Sequence[Parallel]) -> Passage:
         return self._turnstile.enter(call_id, rates, parallels)

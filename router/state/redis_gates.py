@@ -7,6 +7,7 @@ from typing import Final
 from router.gates import GatesAway, Parallel, Passage, Rate
 from router.state.bucket import TOLERANCE, first_refusal, passage
 from router.state.redis import Redis, RedisAway, Script
+from router.state.renewing import EXPIRY
 
 _BUCKETS: Final = """
 local function read(key, limit, period)
@@ -99,14 +100,35 @@ return 1
 """ARGV: time, call; key, limit, period, cost of each correction."""
 
 
-class RedisGates:
-    """A call that does not leave is taken to have left after `expiry` seconds. `clock`, in seconds, stands in for the
-    server's in tests."""
+_RENEW: Final = Script("""
+local expiry = tonumber(ARGV[2])
+for at = 3, #ARGV do
+  local inside = root .. 'inside:' .. ARGV[at]
+  for _, key in ipairs(redis.call('SMEMBERS', inside)) do
+    if key ~= '' then
+      redis.call('ZADD', key, 'XX', now + expiry, ARGV[at])
+      redis.call('PEXPIRE', key, math.ceil(expiry / 1000) + 1000)
+    end
+  end
+  redis.call('PEXPIRE', inside, math.ceil(expiry / 1000))
+end
+return 0
+""")
+"""ARGV: time, expiry; calls."""
+_RENEWED: Final = 200
+"""Calls that are renewed at once: nobody else is served meanwhile."""
 
-    def __init__(self, redis: Redis, clock: Callable[[], float] | None = None, expiry: float = 3600.0) -> None:
+
+class RedisGates:
+    """A call that neither leaves nor is renewed is taken to have left after `expiry` seconds. `clock`, in seconds,
+    stands in for the server's in tests."""
+
+    def __init__(self, redis: Redis, clock: Callable[[], float] | None = None, expiry: float = EXPIRY) -> None:
         self._redis = redis
         self._clock = clock
         self._expiry = round(expiry * 1e6)
+        self._inside: set[str] = set()
+        """The calls of this process that have entered and not left."""
 
     async def enter(self, call_id: str, rates: Sequence[Rate], parallels: Sequence[Parallel]) -> Passage:
         arguments: list[str | int] = [self._now(), call_id, self._expiry, str(TOLERANCE), len(rates), len(parallels)]
@@ -132,15 +154,28 @@ class RedisGates:
         if not passed:
             free = [1 if had else count for count, had in zip(left, has, strict=True)]
             return passage(first_refusal(rates, taken, parallels, free), rates, taken, left)
+        self._inside.add(call_id)
         left = [count if had else count - 1 for count, had in zip(left, has, strict=True)]
         return passage((None, 0.0), rates, taken, left)
 
     async def leave(self, call_id: str, corrections: Sequence[Rate] = ()) -> None:
+        # first: what cannot leave now must not be renewed
+        self._inside.discard(call_id)
         arguments: list[str | int] = [self._now(), call_id]
         for rate in corrections:
             arguments += _said(rate)
         try:
             await self._redis.run(_LEAVE, *arguments)
+        except RedisAway as error:
+            raise GatesAway(str(error)) from error
+
+    async def renew(self) -> None:
+        # one that leaves meanwhile is not there to be renewed
+        inside = list(self._inside)
+        try:
+            for begin in range(0, len(inside), _RENEWED):
+                call_ids = inside[begin : begin + _RENEWED]
+                await self._redis.run(_RENEW, self._now(), self._expiry, *call_ids)
         except RedisAway as error:
             raise GatesAway(str(error)) from error
 

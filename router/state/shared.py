@@ -19,6 +19,7 @@ from router.state.memory_gates import MemoryGates
 from router.state.redis import Redis, RedisAway
 from router.state.redis_accounts import RedisAccounts
 from router.state.redis_gates import RedisGates
+from router.state.renewing import renewing
 from router.store.spending import Convert
 from router.store.store import Store, StoreAway
 
@@ -39,7 +40,7 @@ class State:
         self.gates = gates
         self.accounts = accounts
         self._link = link
-        self._looking: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def trouble(self) -> str | None:
@@ -54,17 +55,21 @@ class State:
                 await self._link.open()
             except (MachineAway, RedisAway) as error:
                 raise StateUnavailable(str(error)) from error
+        loop = asyncio.get_running_loop()
         if isinstance(self.accounts, FallbackAccounts):
-            self._looking = asyncio.get_running_loop().create_task(_look(self.accounts))
+            self._tasks.append(loop.create_task(_look(self.accounts)))
+        if isinstance(self.gates, MachineGates | RedisGates):
+            self._tasks.append(loop.create_task(renewing(self.gates)))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
+        for task in self._tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._looking
+                await task
+        self._tasks.clear()
         if isinstance(self.accounts, FallbackAccounts):
             await self.accounts.try_again()
         if self._link is not None:

@@ -1,6 +1,6 @@
 """Limits in memory, for one thread: nothing here waits. The keepers of gates say how they get here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from router.gates import Parallel, Passage, Rate
@@ -18,7 +18,7 @@ class Inside(NamedTuple):
 
 
 class Turnstile:
-    """`clock` gives seconds; a call that does not leave is taken to have left after `expiry` seconds."""
+    """`clock` gives seconds; a call that neither leaves nor is renewed is taken to have left after `expiry` seconds."""
 
     def __init__(self, clock: Callable[[], float], expiry: float) -> None:
         self._clock = clock
@@ -26,7 +26,7 @@ class Turnstile:
         self.buckets: dict[str, Bucket] = {}
         self._sweep_at = _FEW
         self.inside: dict[str, Inside] = {}
-        """The one that entered first is the first."""
+        """The one that entered or was renewed first is the first."""
         self.places: dict[str, int] = {}
         """Places taken, where any are."""
 
@@ -67,6 +67,14 @@ class Turnstile:
             now = self._clock()
             for rate in corrections:
                 self.buckets[rate.key] = put(self._taken(rate, now), rate, now)
+
+    def renew(self, call_ids: Iterable[str]) -> None:
+        """As `RenewedGates.renew`, for those of the calls that are inside."""
+        until = self._clock() + self._expiry
+        for call_id in call_ids:
+            inside = self.inside.pop(call_id, None)
+            if inside is not None:
+                self.inside[call_id] = Inside(until, inside.places)
 
     def clear(self) -> None:
         for each in (self.buckets, self.inside, self.places):

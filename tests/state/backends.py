@@ -90,7 +90,7 @@ async def a_machine(stack: contextlib.AsyncExitStack, directory: Path) -> Machin
 
 
 class GateHouse:
-    """`view` gives the gates as one more process sees them; in memory, always the same."""
+    """`view` gives the gates as one more process sees them; in memory, always the same. Nobody renews."""
 
     def __init__(self, clock: Clock, view: Callable[[], Awaitable[Gates]]) -> None:
         self.clock = clock
@@ -102,7 +102,7 @@ async def gate_house(backend: str, directory: Path, expiry: float = 3600.0) -> A
     clock = Clock()
     async with contextlib.AsyncExitStack() as stack:
         if backend == "memory":
-            gates = MemoryGates(clock, expiry)
+            gates = MemoryGates(clock)
 
             async def view() -> Gates:
                 return gates

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from router.gates import Gates, Parallel, Passage, Rate
 from router.state.memory_gates import MemoryGates
+from router.state.renewing import RenewedGates
+from router.state.turnstile import Turnstile
 from tests.state.backends import Clock, GateHouse, alone, gate_house, machine, memory, redis
 
 
@@ -21,9 +23,19 @@ async def house(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield found
 
 
+outliving = pytest.mark.parametrize("house", [alone, machine, redis], indirect=True)
+"""Where gates outlive the process: in memory nothing is left of the dead."""
+
+
 @pytest.fixture
 async def gates(house: GateHouse) -> Gates:
     return await house.view()
+
+
+async def renew(gates: Gates) -> None:
+    """As each process does by itself."""
+    if not isinstance(gates, MemoryGates):
+        await cast(RenewedGates, gates).renew()
 
 
 def rpm(limit: int = 10, cost: int = 1, key: str = "rpm:key:dw-1") -> Rate:
@@ -147,6 +159,7 @@ async def test_a_call_that_never_entered_cannot_leave(gates: Gates) -> None:
     assert (await gates.enter("req_3", [rpm(10, cost=0)], [])).remaining == (9,)
 
 
+@outliving
 async def test_a_place_of_a_call_that_never_leaves_falls_free(gates: Gates, house: GateHouse) -> None:
     places = [Parallel("parallel:key:dw-1", 1)]
     await gates.enter("req_1", (), places)
@@ -157,6 +170,64 @@ async def test_a_place_of_a_call_that_never_leaves_falls_free(gates: Gates, hous
     # its place is another's now
     await gates.leave("req_1")
     assert (await gates.enter("req_3", (), places)).refused_by is not None
+
+
+async def test_a_call_keeps_its_place_and_its_correction_for_as_long_as_it_runs(gates: Gates, house: GateHouse) -> None:
+    places = [Parallel("parallel:key:dw-1", 1)]
+    await gates.enter("req_1", [Rate("tpm:key:dw-1", 1000, 60.0, 10)], places)
+    for _ in range(30):
+        house.clock.advance(3000)
+        await renew(gates)
+        assert (await gates.enter("req_2", (), places)).refused_by == "parallel:key:dw-1"
+    await gates.leave("req_1", [Rate("tpm:key:dw-1", 1000, 60.0, 990)])
+    passage = await gates.enter("req_2", [Rate("tpm:key:dw-1", 1000, 60.0, 0)], places)
+    assert (passage.refused_by, passage.remaining) == (None, (10, 0))
+
+
+@outliving
+async def test_what_a_process_held_falls_free_when_it_speaks_no_more(house: GateHouse) -> None:
+    dead, alive = await house.view(), await house.view()
+    places = [Parallel("parallel:key:dw-1", 2)]
+    await dead.enter("req_1", (), places)
+    await alive.enter("req_2", (), places)
+    house.clock.advance(3000)
+    await renew(alive)
+    assert (await alive.enter("req_3", (), places)).refused_by is not None
+    house.clock.advance(1000)
+    await renew(alive)
+    assert (await alive.enter("req_3", (), places)).remaining == (0,)
+    assert (await alive.enter("req_4", (), places)).refused_by is not None
+
+
+@outliving
+async def test_a_call_that_has_left_is_not_renewed(gates: Gates, house: GateHouse) -> None:
+    places = [Parallel("parallel:key:dw-1", 1)]
+    await gates.enter("req_1", (), places)
+    await gates.leave("req_1")
+    await renew(gates)
+    assert (await gates.enter("req_2", (), places)).refused_by is None
+
+
+@outliving
+async def test_a_call_that_was_refused_is_not_renewed(house: GateHouse) -> None:
+    one, two = await house.view(), await house.view()
+    places = [Parallel("parallel:key:dw-1", 1)]
+    await one.enter("req_1", (), places)
+    assert (await two.enter("req_1b", (), places)).refused_by is not None
+    house.clock.advance(3590)
+    await renew(two)
+    house.clock.advance(20)
+    assert (await two.enter("req_2", (), places)).refused_by is None
+
+
+@outliving
+async def test_more_calls_are_renewed_than_go_into_one_script(gates: Gates, house: GateHouse) -> None:
+    places = [Parallel("parallel:key:dw-1", 450)]
+    await asyncio.gather(*(gates.enter(f"req_{index}", (), places) for index in range(450)))
+    house.clock.advance(3000)
+    await renew(gates)
+    house.clock.advance(1000)
+    assert (await gates.enter("req_x", (), places)).refused_by is not None
 
 
 async def test_a_limit_that_is_raised_lets_more_pass_at_once(gates: Gates) -> None:
@@ -237,7 +308,7 @@ async def test_shared_limits_do_as_those_in_memory(
     backend: str, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[Any, ...]]
 ) -> None:
     async with gate_house(backend, tmp_path_factory.mktemp("gates"), expiry=30.0) as house:
-        shared, model = [await house.view(), await house.view()], MemoryGates(house.clock, expiry=30.0)
+        shared, model = [await house.view(), await house.view()], Turnstile(house.clock, expiry=30.0)
         for index, (pause, kind, call, costs, places) in enumerate(steps):
             house.clock.advance(pause)
             rates = [Rate(key, 8, 4.0, cost) for key, cost in costs]
@@ -245,7 +316,7 @@ async def test_shared_limits_do_as_those_in_memory(
             if kind == "enter":
                 parallels = [Parallel(key, 2) for key in sorted(places)]
                 got = await gates.enter(f"req_{call}", rates, parallels)
-                assert _alike(got, await model.enter(f"req_{call}", rates, parallels)), got
+                assert _alike(got, model.enter(f"req_{call}", rates, parallels)), got
             else:
                 await gates.leave(f"req_{call}", rates)
-                await model.leave(f"req_{call}", rates)
+                model.leave(f"req_{call}", rates)

@@ -1,5 +1,6 @@
 """The state as the configuration names it, from its beginning to its end."""
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from router.accounts import Account, AccountsAway, Hold, Standing
-from router.gates import GatesAway, Parallel
+from router.gates import Gates, GatesAway, Parallel
 from router.settings import SharedUrl
 from router.state.machine_gates import MachineGates
 from router.state.memory_gates import MemoryGates
@@ -65,6 +66,29 @@ async def test_the_processes_of_one_machine_share_it(store: Store, tmp_path: Pat
         assert (await two.gates.enter("req_2", [], [Parallel("p", 1)])).refused_by == "p"
         await one.accounts.reserve("req_1", [Hold(KEY, 100, 30)])
         assert await two.accounts.standings([KEY]) == [Standing(KEY, 0, 30)]
+
+
+@pytest.mark.parametrize("shared", ["auto", pytest.param("redis", marks=pytest.mark.needs("redis"))])
+async def test_calls_that_run_are_renewed_until_the_state_is_left(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str
+) -> None:
+    renewed: list[Gates] = []
+
+    async def note(gates: Gates) -> None:
+        renewed.append(gates)
+        # this one failed, and the next one is made all the same
+        raise GatesAway("away")
+
+    monkeypatch.setattr("router.state.renewing.INTERVAL", 0.001)
+    for kind in (MachineGates, RedisGates):
+        monkeypatch.setattr(kind, "renew", note)
+    async with contextlib.AsyncExitStack() as stack:
+        if shared == "redis":
+            shared = (await stack.enter_async_context(redis_server(tmp_path / "redis"))).url
+        async with state_at(shared, tmp_path, store) as state:
+            await until(lambda: len(renewed) > 1)
+            assert {*renewed} == {state.gates}
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @pytest.mark.needs("redis")
