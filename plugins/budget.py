@@ -23,9 +23,18 @@ from plugins.input_tokens import input_tokens
 from plugins.tab import Line, Tab
 from router.access import Budget, OwnerKind, SubjectKind
 from router.accounts import Account, AccountsAway, Refusal, account
+from router.audio import sound_in, spoken
 from router.call import Call, Events
 from router.errors import BudgetSpent, RouterError, StoreUnavailable
-from router.events import ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta, ToolCallStarted
+from router.events import (
+    Extra,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    UsageReported,
+)
 from router.ledger.rows import LONGEST_VALUE, kept_text
 from router.money import short_decimal
 from router.plugin import CallNext
@@ -120,7 +129,7 @@ class BudgetPlugin:
                 call = capped
             # a token is a byte at least: as long as there are few bytes, nothing need be counted
             pieces: list[str] = []
-            bound = mark = 0
+            bound = mark = sound = 0
             events = call_next(call)
             async for event in events:
                 kind = type(event)
@@ -131,12 +140,20 @@ class BudgetPlugin:
                 elif kind is ToolCallStarted:
                     text = event.name  # type: ignore[union-attr]
                 else:
+                    text = ""
+                extra: Extra | None = None if kind is UsageReported else event.extra  # type: ignore[union-attr]
+                if extra is not None and extra.block:
+                    length, words = sound_in(extra.block)
+                    text += words
+                    sound += length
+                    bound += length
+                elif not text:
                     yield event
                     continue
                 pieces.append(text)
                 bound += len(text) if text.isascii() else 4 * len(text)
                 if bound >= mark:
-                    bound, mark = await self._look(tab, pieces, bound)
+                    bound, mark = await self._look(tab, pieces, bound, sound)
                 yield event
         finally:
             try:
@@ -158,8 +175,10 @@ class BudgetPlugin:
         most = self._settings.output + min(max(0, request.thinking.budget or 0), _MOST_THINKING)
         return call.with_request(replace(request, sampling=replace(sampling, max_tokens=most)))
 
-    async def _look(self, tab: Tab, pieces: list[str], bound: int) -> tuple[int, int]:
+    async def _look(self, tab: Tab, pieces: list[str], bound: int, sound: int) -> tuple[int, int]:
         """How many tokens there are at most, and at how many to look again. Reserves more when the end is near.
+
+        `pieces` is the text since the last count, `sound` the characters of all speech.
 
         What is reserved last is used up by the event at hand; when another one comes, raises `BudgetSpent`.
         """
@@ -177,7 +196,9 @@ class BudgetPlugin:
                 # for the layers inside, which see no more than that they are closed
                 trip.interruption = tab.spent
             raise tab.spent
-        tab.counted += await self._count(pieces, tab.targets[0].model)
+        model = tab.targets[0].model
+        tab.written += await self._count(pieces, model)
+        tab.counted = tab.written + spoken(tab.call.request, model, sound)
         pieces.clear()
         if tab.counted < tab.near_end:
             return tab.counted, tab.near_end

@@ -1,12 +1,14 @@
 """What one call may cost: the budgets it counts for, what it has reserved of them, and how far its answer may go."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
 
 from plugins.budget_rules import BudgetSettings
 from router.accounts import Account, Hold
+from router.audio import asks_for_audio, sends_audio
 from router.call import Attempt, Call
 from router.errors import PriceUnknown, RouterError
 from router.pricing import Cost
@@ -54,6 +56,8 @@ class Tab:
         """Tokens of the request."""
         self.counted = 0
         """Tokens of the answer, as far as they have been counted."""
+        self.written = 0
+        """Those of them that are text."""
         self.unsure = False
         """Whether something may be reserved that nobody waited to hear of."""
         self.began = False
@@ -129,11 +133,23 @@ class Tab:
         return [amounts.get(line.account.currency, 0) for line in self.lines]
 
     def _most(self, target: Target, output: int) -> Cost | None:
-        """The dearer of the standard tier and the one that is asked for, which not every vendor sells or grants."""
-        ceiling = self._pricing.ceiling
-        most = ceiling(target, self.input, output, self._at)
+        """The dearer of the standard tier and the one that is asked for, which not every vendor sells or grants.
+
+        Of audio only if the request sends some or asks for some, which costs many times what text does.
+        """
+        request = self.call.request
+        ceiling = partial(
+            self._pricing.ceiling,
+            target,
+            self.input,
+            output,
+            self._at,
+            audio_in=sends_audio(request),
+            audio_out=asks_for_audio(request),
+        )
+        most = ceiling()
         if self._tier is not None:
-            asked = ceiling(target, self.input, output, self._at, service_tier=self._tier)
+            asked = ceiling(service_tier=self._tier)
             if most is None or (asked is not None and asked.nano > most.nano):
                 most = asked
         return most
