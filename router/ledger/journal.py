@@ -28,9 +28,7 @@ _TAIL: Final = 16 * 1024
 """Bytes at the end of a segment that are not counted on."""
 _MAGIC: Final = b"DWJ1\0\0\0\0"
 _HEADER: Final = struct.Struct("<8sQ")
-_ZEROS: Final = bytes(65536)
-_sync_data: Final = getattr(os, "fdatasync", os.fsync)
-"""macOS has no fdatasync."""
+_BLOCK: Final = 65536
 _RECORD: Final = struct.Struct("<II")
 
 
@@ -341,14 +339,15 @@ def _reserve(fd: int, size: int) -> None:
 
 
 def _fill(fd: int, size: int) -> None:
-    for offset in range(0, size, len(_ZEROS)):
-        _write(fd, _ZEROS[: size - offset], offset)
+    for offset in range(0, size, _BLOCK):
+        _write(fd, bytes(min(_BLOCK, size - offset)), offset)
 
 
 def _fsync(fds: list[int], directory: Path) -> None:
     try:
         for fd in fds:
-            _sync_data(fd)
+            # macOS has no fdatasync
+            getattr(os, "fdatasync", os.fsync)(fd)
     finally:
         for fd in fds:
             os.close(fd)
