@@ -112,6 +112,9 @@ def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = 
     for layer in config.plugins:
         with problems.gathered():
             plugins.append(_plugin(layer, kinds[layer.name], document, behind.services))
+        if getattr(kinds[layer.name], "needs_ledger", False) and not config.ledger.enabled:
+            words = f"`{layer.name}` needs the ledger: remove `enabled: false` from `ledger`, or this plugin"
+            problems.found.append(document.problem(layer.path, words))
     if not problems.found:
         paths = {layer.name: layer.path for layer in config.plugins}
         problems.found += [document.problem(paths[name], message) for name, message in check_order(kinds)]

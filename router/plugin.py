@@ -35,6 +35,7 @@ class Plugin(Protocol):
     * `Settings`: a msgspec Struct, checked against the configuration at start. The constructor may raise
       `ValueError` for what a type cannot say, with a message that says what to write instead;
     * `wants_services = True`: it is built as `cls(settings, services)`, with what `router.services` lends;
+    * `needs_ledger = True`: a configuration with the ledger off is refused at start;
     * `outside_of` and `inside_of`: names of plugins that this one must come before or after in the list. A list
       that breaks them is refused at start, never reordered; a name that is not in the list is no matter.
 
