@@ -12,6 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from router.audio import asks_for_audio, sends_audio
 from router.call import Attempt, Call, Events, Trip, outcome_of
 from router.catalog import Candidate, Catalog
 from router.deadline import Deadline
@@ -75,7 +76,7 @@ class Dispatch:
         candidates = self._catalog.resolve(call.request.model)
         candidate, trip = candidates[0], call.trip
         trip.candidates = tuple(each.target for each in candidates)
-        self._check_price(candidate.target, trip)
+        self._check_price(candidate.target, call)
         spent = time.monotonic() - trip.started
         total_at = asyncio.get_running_loop().time() + candidate.timeouts.total - spent
         deadline = Deadline(candidate.timeouts, total_at, f"`{candidate.target}`", trip)
@@ -173,12 +174,21 @@ class Dispatch:
                 ):
                     raise
 
-    def _check_price(self, target: Target, trip: Trip) -> None:
-        if not self._unpriced and not self._pricing.knows(target, trip.created_at):
-            raise PriceUnknown(
-                f"no price is known for `{target}`, and calls at an unknown price are refused here: add it to the "
-                "prices file, or set `prices.unknown: flag`"
-            )
+    def _check_price(self, target: Target, call: Call) -> None:
+        if self._unpriced:
+            return
+        request, pricing, at = call.request, self._pricing, call.trip.created_at
+        hears, speaks = sends_audio(request), asks_for_audio(request)
+        if not pricing.knows(target, at):
+            lacking = f"`{target}`"
+        elif (hears or speaks) and pricing.ceiling(target, 1, 1, at, audio_in=hears, audio_out=speaks) is None:
+            lacking = f"audio at `{target}`"
+        else:
+            return
+        raise PriceUnknown(
+            f"no price is known for {lacking}, and calls at an unknown price are refused here: add it to the prices "
+            "file, or set `prices.unknown: flag`"
+        )
 
     async def _count(self, call: Call, attempt: Attempt, decoder: Decoder) -> None:
         """The answer is complete: its tokens, the vendor's own or our estimate."""

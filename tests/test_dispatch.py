@@ -1,13 +1,16 @@
 """What stands in a call's trip, however its attempt ended."""
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from router.call import Call, Credentials, new_trip
-from router.errors import ClientGone, ProviderError, RouterError
+from router.errors import ClientGone, PriceUnknown, ProviderError, RouterError
 from router.events import Event
-from router.messages import ChatRequest, User
+from router.messages import Audio, ChatRequest, Content, Part, User
 from support.serving import config_for, gateway
 from support.vendor import Exchange, Script, delta, plays_hello, sse, usage_chunk, vendor
 
@@ -88,3 +91,45 @@ async def test_a_client_that_leaves_settles_the_attempt_as_its_going() -> None:
         await played.settled(1)
         assert [a.outcome for a in call.trip.attempts] == ["client_gone"]
         assert gate.adapters["v"].upstream.open == 0  # type: ignore[attr-defined]
+
+
+PRICES = """
+prices:
+  - {list: v, models: [m], currency: USD, input: 1, output: 2}
+  - {list: v, models: [heard], currency: USD, input: 1, input_audio: 10, output: 2}
+  - {list: v, models: [spoken], currency: USD, input: 1, input_audio: 10, output: 2, output_audio: 20}
+"""
+RECORDING: tuple[Part, ...] = (Audio("UklGRg==", "wav"),)
+SPEECH = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}
+
+
+@pytest.mark.parametrize(
+    ("model", "content", "extra", "lacking"),
+    [
+        ("m", "Hi", {}, None),
+        ("m", RECORDING, {}, "audio at `v/m`"),
+        ("m", "Hi", SPEECH, "audio at `v/m`"),
+        ("heard", RECORDING, {}, None),
+        ("heard", RECORDING, SPEECH, "audio at `v/heard`"),
+        ("spoken", RECORDING, SPEECH, None),
+        ("new", "Hi", SPEECH, "`v/new`"),
+    ],
+)
+async def test_where_prices_must_be_known_that_of_audio_must_be_if_there_may_be_any(
+    tmp_path: Path, model: str, content: Content, extra: dict[str, Any], lacking: str | None
+) -> None:
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    async with vendor(plays_hello) as played:
+        config = config_for(played.url, plugins="[]") + "ledger: {enabled: false}\n"
+        gate = gateway(f"{config}prices: {{unknown: refuse, file: {tmp_path / 'prices.yaml'}}}\n")
+        call = a_call(f"v/{model}")
+        call = call.with_request(replace(call.request, messages=(User(content),), extra=extra))
+        try:
+            if lacking is None:
+                assert [event async for event in gate.layers(call)]
+            else:
+                with pytest.raises(PriceUnknown, match=f"for {lacking}, "):
+                    await anext(gate.layers(call))
+                assert not call.trip.attempts
+        finally:
+            await gate.adapters["v"].upstream.aclose()

@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 
+from router.audio import heard, spoken
 from router.call import Attempt, Call
 from router.ledger.rows import Audited
 from router.tokens import BrokenVocabulary, TokenCounter, measured
@@ -39,11 +40,14 @@ class Audits:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _audit(self, call: Call, attempt: Attempt) -> None:
-        model, (texts, fixed), generated = attempt.target.model, measured(call.request), attempt.generated
+        request, model, generated = call.request, attempt.target.model, attempt.generated
+        texts, fixed = measured(request, recordings=False)
+        fixed += heard(request, model)[0]
+        said = spoken(request, model, generated.audio)
         try:
             counted_input = await asyncio.to_thread(self._tokens.count_blocking, texts, model) + fixed
             written = ["".join(generated.output), "".join(generated.reasoning)]
-            counted_output = await asyncio.to_thread(self._tokens.count_blocking, written, model)
+            counted_output = await asyncio.to_thread(self._tokens.count_blocking, written, model) + said
         except BrokenVocabulary as broken:
             structlog.get_logger("deltaway.ledger").error("no call can be audited", reason=str(broken))
             return

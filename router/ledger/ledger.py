@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from router.call import Attempt, Call
 from router.errors import StoreUnavailable
-from router.estimate import Estimator
+from router.estimate import Estimator, told
 from router.events import Usage
 from router.ids import ulid
 from router.ledger.audit import Audits
@@ -65,11 +65,11 @@ class _Open(Struct):
     promise: int
     checkpoint_at: float
     input: int | None = None
-    """Tokens of the prompt, once a checkpoint has counted them."""
+    """Tokens of the prompt's text, once a checkpoint has counted them."""
     output: int = 0
     reasoning: int = 0
-    noted: tuple[int, int] = (0, 0)
-    """Pieces of output and of reasoning that are in these counts."""
+    noted: tuple[int, int, int] = (0, 0, 0)
+    """Pieces of output and of reasoning that are in these counts, and characters of speech that have been."""
 
 
 class _Waiting:
@@ -370,18 +370,18 @@ class Ledger:
         attempt, generated = opened.attempt, opened.attempt.generated
         usage, model = attempt.usage, attempt.target.model
         if usage is None:
-            noted = (len(generated.output), len(generated.reasoning))
+            noted = (len(generated.output), len(generated.reasoning), generated.audio)
             if opened.input is not None and noted == opened.noted:
                 return False
             if opened.input is None:
-                texts, fixed = measured(opened.call.request)
+                texts, fixed = measured(opened.call.request, recordings=False)
                 opened.input = self._estimator.count_now(texts, model) + fixed
             # only what is new: an answer may be long, and have many checkpoints
             written, thought = generated.output[opened.noted[0] :], generated.reasoning[opened.noted[1] :]
             opened.output += self._estimator.count_now(["".join(written)], model)
             opened.reasoning += self._estimator.count_now(["".join(thought)], model)
             opened.noted = noted
-            usage = Usage(input=opened.input, output=opened.output, reasoning=opened.reasoning, source="estimated")
+            usage = told(opened.call.request, attempt, opened.input, opened.output, opened.reasoning)
         cost = cost_of(self._pricing, attempt, usage)
         opened.row = msgspec.structs.replace(
             opened.row,

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from router.call import Attempt, Call, Principal
 from router.errors import ClientGone, NotFound, PermissionDenied, StoreUnavailable, StreamCut
-from router.events import TextDelta, Usage
+from router.events import Extended, Extra, TextDelta, Usage
 from router.ids import ulid
 from router.ledger import bringing, keeping, recovery, writer
 from router.ledger.journal import Journal, JournalFull
@@ -21,6 +21,7 @@ from router.ledger.ledger import Ledger
 from router.ledger.recovery import recover
 from router.ledger.rows import TOKEN_CLASSES, AttemptRow, Batch, CallRow, Settled, decode_record
 from router.ledger.writer import Writer
+from router.messages import Audio
 from router.pricing import Cost
 from router.provider import Target
 from router.settings import Durability
@@ -33,6 +34,9 @@ from router.store.tables import attempts, calls, gaps
 from router.tokens import TokenCounter
 from support.dispatching import Free, a_call
 
+PIECE_SENT = Audio("A" * 64_000, "pcm16")
+PIECE_SAID = Extended(Extra("openai", block={"audio": {"data": "A" * 64_000}}), choice=0)
+"""A second of audio: ten tokens when it is sent, twenty when it is said."""
 USAGE = Usage(input=20, cache_read=4, output=6, reasoning=12)
 
 
@@ -210,6 +214,26 @@ async def test_what_a_dead_process_left_is_settled_once(store: Store, tmp_path: 
     assert (tried[unknown.id, 1].source, tried[unknown.id, 1].cost) == (None, None)
     assert tried[unknown.id, 1].flag is not None
     assert told == [dead.journal.id]
+
+
+async def test_a_checkpoint_knows_the_speech_that_has_come(store: Store, tmp_path: Path) -> None:
+    dead = Bench(store, tmp_path, group_commit=5.0)
+    dead.journal.open()
+    call, attempt = await dead.begin(prompt=(PIECE_SENT,))
+    for seconds in range(1, 4):
+        attempt.generated.note(PIECE_SAID)
+        dead.books._open[call.id, 1].checkpoint_at = 0.0
+        await dead.books._checkpoint()
+        assert dead.books._open[call.id, 1].row.output_audio == 20 * seconds
+    dead.journal.close(remove=False)
+
+    async def settle(journal: str, calls: list[str]) -> None:
+        pass
+
+    await recover(store, dead.directory, settle)
+    (row,) = (await rows(store))[1].values()
+    assert (row.input, row.input_audio, row.output, row.output_audio) == (3 + 3, 10, 0, 60)
+    assert (row.outcome, row.source, row.flag) == ("interrupted", "estimated", None)
 
 
 async def test_a_journal_that_was_brought_in_by_half_is_brought_in_whole(store: Store, tmp_path: Path) -> None:
@@ -476,6 +500,18 @@ async def test_a_sampled_audit_counts_what_the_vendor_has_counted(store: Store, 
     async with store.reading() as connection:
         counted = (await connection.execute(select(attempts.c.counted_input, attempts.c.counted_output))).one()
     assert tuple(counted) == (3 + 1 + 3, 2)
+
+
+async def test_an_audit_counts_audio_by_its_length(store: Store, tmp_path: Path) -> None:
+    async with Bench(store, tmp_path, audit=1.0).open() as bench:
+        call, attempt = await bench.begin(prompt=(PIECE_SENT,))
+        for event in (TextDelta(0, 0, "hello world"), PIECE_SAID):
+            attempt.generated.note(event)
+        await bench.end(call, attempt)
+        await asyncio.gather(*bench.books._audits._running)
+    async with store.reading() as connection:
+        counted = (await connection.execute(select(attempts.c.counted_input, attempts.c.counted_output))).one()
+    assert tuple(counted) == (3 + 3 + 10, 2 + 20)
 
 
 async def test_a_vendors_words_cannot_keep_the_gateway_from_starting(store: Store, tmp_path: Path) -> None:
