@@ -186,8 +186,9 @@ def test_check_prints_what_a_configuration_amounts_to(tmp_path: Path) -> None:
         ("providers: {mock: {protocol: mock}}\nplugins: [usage, logging]\n", "2:", "before"),
         ("plugins: [{limits: {tokeniser: true}}]\n", "1:", "tokenizer"),
         ("plugins: [nosuch.module:Thing]\n", "1:", "nosuch.module"),
+        ("plugins: [budget]\nledger: {enabled: false}\n", "1:", "needs the ledger"),
     ],
-    ids=["protocol", "option", "order", "setting", "module"],
+    ids=["protocol", "option", "order", "setting", "module", "ledger"],
 )
 @pytest.mark.parametrize("command", ["check", "serve"])
 def test_a_mistake_is_told_with_file_line_and_column(
