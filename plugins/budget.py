@@ -4,15 +4,19 @@ Before a call its most is reserved: the counted input and the output it may have
 Afterwards its true cost is booked and the rest is free again, whatever ended it. A client that sets no `max_tokens`
 gets its output reserved in steps while it runs, and the answer is stopped where the next step is refused. An answer
 that is not streamed comes at once, with nothing to stop: the vendor is told to write no more than is reserved.
+
+Budgets may be set while a call runs, and for a moment there may be nobody to ask. So what it cost is booked in the end
+on all the budgets that there are by then, whether or not it has reserved something of them.
 """
 
 import sys
 import time
-from asyncio import CancelledError
-from collections.abc import AsyncIterator, Mapping
+from asyncio import CancelledError, get_running_loop
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Final, NoReturn, TypeAlias
 
 import structlog
 from msgspec.structs import replace
@@ -20,13 +24,14 @@ from msgspec.structs import replace
 from plugins.budget_rules import EVERY, WORDS, Budgets, BudgetSettings
 from plugins.errands import BRIEFLY, PATIENCE, Errands, bounded
 from plugins.input_tokens import input_tokens
-from plugins.tab import Line, Tab
+from plugins.tab import Line, Tab, late_charges, thinking_budget
 from router.access import Budget, OwnerKind, SubjectKind
-from router.accounts import Account, AccountsAway, Refusal, account
+from router.accounts import Account, AccountsAway, Charge, Refusal, account
 from router.audio import sound_in, spoken
 from router.call import Call, Events
-from router.errors import BudgetSpent, RouterError, StoreUnavailable
+from router.errors import AuthenticationFailed, BudgetSpent, RouterError, StoreUnavailable
 from router.events import (
+    Event,
     Extra,
     ReasoningDelta,
     RefusalDelta,
@@ -44,14 +49,14 @@ from router.tokens import BrokenVocabulary, rough_count, vocabulary_of
 
 _RETRIES: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between tries to settle while the state is away: 49 in all, then the ledger alone knows."""
-_MOST_THINKING: Final = 10**7
-"""Tokens of reasoning that a request may be taken to ask for."""
 
 
 class BudgetPlugin:
     outside_of = ("cache", "usage")
     inside_of = ("logging", "auth", "limits")
     wants_services = True
+    needs_ledger = True
+    """After a restart the ledger alone knows what was spent."""
     Settings: TypeAlias = BudgetSettings
 
     def __init__(self, settings: BudgetSettings, services: Services) -> None:
@@ -77,19 +82,26 @@ class BudgetPlugin:
             yield
 
     def stream(self, call: Call, call_next: CallNext) -> Events:
-        lines = self._lines(call)
-        return self._within(call, call_next, lines) if lines else call_next(call)
+        principal = call.principal
+        lines = self._lines(call, () if principal is None else principal.budgets)
+        if lines:
+            return self._within(call, call_next, lines)
+        if principal is not None or call.user:
+            # they may be given a budget while it runs
+            call.trip.generators.append(_AtClose(partial(self._settle_beside, call)))
+        return call_next(call)
 
     # -- which budgets a call counts for ---------------------------------------------------------------------------
 
-    def _lines(self, call: Call) -> list[Line]:
+    def _lines(self, call: Call, own: Budgets) -> list[Line]:
+        """`own`: the budgets of the key itself."""
         principal = call.principal
         lines: dict[Account, Line] = {}
         if principal is not None:
             by_key = self._rules["key"]
             # nobody is locked out of their own gateway by a rule for each key
             general = () if principal.admin else by_key.get(EVERY, ())
-            budgets = _over(principal.budgets, by_key.get(principal.key, ()), general)
+            budgets = _over(own, by_key.get(principal.key, ()), general)
             _enter(lines, call, "key", principal.key, budgets)
             if principal.team:
                 _enter(lines, call, "team", principal.team, self._of_owner("team", principal.team))
@@ -172,7 +184,7 @@ class BudgetPlugin:
         if request.stream or (sampling.max_tokens or 0) > 0:
             return None
         # an answer has room beside the reasoning that was asked for
-        most = self._settings.output + min(max(0, request.thinking.budget or 0), _MOST_THINKING)
+        most = self._settings.output + thinking_budget(request)
         return call.with_request(replace(request, sampling=replace(sampling, max_tokens=most)))
 
     async def _look(self, tab: Tab, pieces: list[str], bound: int, sound: int) -> tuple[int, int]:
@@ -187,11 +199,14 @@ class BudgetPlugin:
             if not trip.attempts:
                 # no vendor answers this, so it costs nothing
                 return 0, sys.maxsize
-            if tab.begin():
-                tab.spent = await self._reserve(tab, tab.allowed)
-            if tab.spent is None and bound < tab.near_end:
+            if tab.begin() and (refused := await self._reserve(tab, tab.allowed)) is not None:
+                self._stop(tab, refused)
+            elif bound < tab.near_end:
                 return bound, tab.near_end
         if tab.spent is not None:
+            if not tab.call.request.stream and not tab.read_on:
+                # it has come whole, and will be billed: there is nothing left to save
+                return 0, 0
             if trip.interruption is None:
                 # for the layers inside, which see no more than that they are closed
                 trip.interruption = tab.spent
@@ -202,7 +217,7 @@ class BudgetPlugin:
         pieces.clear()
         if tab.counted < tab.near_end:
             return tab.counted, tab.near_end
-        refused: RouterError | None = None
+        refused = None
         for step in (tab.step, tab.step // 4):
             # where a whole step is too much, a part of it may use up what is left
             wanted = max(tab.allowed, tab.counted) + max(1, step)
@@ -212,8 +227,15 @@ class BudgetPlugin:
                 return tab.counted, tab.near_end
         if tab.counted < tab.end:
             return tab.counted, tab.end
-        tab.spent = refused
+        if refused is not None:
+            self._stop(tab, refused)
         return tab.counted, 0
+
+    def _stop(self, tab: Tab, refused: RouterError) -> None:
+        """No more of the answer is paid for than has been read."""
+        tab.spent = refused
+        # events that were read together follow each other without a turn of the loop
+        get_running_loop().call_soon(tab.reads_on)
 
     async def _input(self, call: Call, targets: tuple[Target, ...]) -> int:
         if len(targets) == 1:
@@ -271,43 +293,97 @@ class BudgetPlugin:
         return None
 
     async def _settle(self, tab: Tab) -> None:
-        charges, call_id = tab.charges(), tab.call.id
-        done = False
-        if charges:
+        await self._book(tab.call.id, tab.charges(), self._late(tab.call, tab.lines), unsure=tab.unsure)
+
+    async def _settle_beside(self, call: Call) -> None:
+        """A call that had no budget when it began."""
+        await self._book(call.id, {}, self._late(call, ()), unsure=False)
+
+    def _late(self, call: Call, lines: Sequence[Line]) -> list[Charge]:
+        """What the call has cost for the budgets of which it holds nothing: of those that it began with (`lines`), and
+        of those that there are now."""
+        trip = call.trip
+        if not any(attempt.cost is not None and attempt.cost.nano for attempt in trip.attempts):
+            return []
+        try:
+            present = self._lines(call, self._own_now(call))
+        except StoreUnavailable:
+            present = []
+        accounts = {line.account: line.held for line in (*present, *lines)}
+        return late_charges([each for each, held in accounts.items() if not held], trip, self._services.pricing)
+
+    def _own_now(self, call: Call) -> Budgets:
+        """The budgets that the call's key has by now."""
+        principal = call.principal
+        if principal is None:
+            return ()
+        try:
+            present = self._services.keys.known(call.credentials)
+        except AuthenticationFailed:
+            # it may not call any more, and has the budgets that it had
+            present = None
+        return principal.budgets if present is None or present.key != principal.key else present.budgets
+
+    async def _book(
+        self, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge], *, unsure: bool
+    ) -> None:
+        wanted = bool(charges or late)
+        if wanted:
             try:
-                await bounded(self._accounts.settle(call_id, charges), BRIEFLY if self._away else PATIENCE)
-                done = True
+                await bounded(self._accounts.settle(call_id, charges, late), BRIEFLY if self._away else PATIENCE)
+                wanted, charges, late = False, {}, ()
             except (AccountsAway, TimeoutError):
                 pass
             except CancelledError:
-                self._errands.run(self._settle_late(call_id, charges, unsure=True))
+                self._errands.run(self._settle_late(call_id, charges, late, unsure=True))
                 raise
-        if (charges and not done) or tab.unsure:
-            self._errands.run(self._settle_late(call_id, {} if done else charges, unsure=tab.unsure))
+        if wanted or unsure:
+            self._errands.run(self._settle_late(call_id, charges, late, unsure=unsure))
 
-    async def _settle_late(self, call_id: str, charges: Mapping[Account, int], *, unsure: bool) -> None:
+    async def _settle_late(
+        self, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge], *, unsure: bool
+    ) -> None:
         """Until it is done, or for a minute. To settle twice is to settle once."""
         reason = ""
         for seconds in _RETRIES:
             await self._errands.pause(seconds)
             last = self._errands.closing
             try:
-                await bounded(self._accounts.settle(call_id, charges), PATIENCE)
+                await bounded(self._accounts.settle(call_id, charges, late), PATIENCE)
             except (AccountsAway, TimeoutError) as away:
                 reason = str(away) or "no answer in time"
             else:
                 if unsure:
                     # a reservation that was under way may come after the settlement
                     await self._errands.pause(1.0)
-                    await self._settle_late(call_id, {}, unsure=False)
+                    await self._settle_late(call_id, {}, (), unsure=False)
                 return
             if last:
                 break
         self._log.error(
-            "a call's cost could not be booked: until its reservation lapses, its budget stands as reserved",
+            "a call's cost could not be booked: until its reservation lapses, its budget stands as reserved"
+            if charges or not late
+            else "a call's cost could not be booked: its budget does not know of it until the next start",
             request_id=call_id,
             reason=reason,
         )
+
+
+class _AtClose(AsyncGenerator[Event, None]):
+    """A stream without events among those that a call opens, for what is to be done when they are closed. Nothing goes
+    through it."""
+
+    def __init__(self, close: Callable[[], Awaitable[None]]) -> None:
+        self._close = close
+
+    async def asend(self, value: None) -> NoReturn:
+        raise StopAsyncIteration
+
+    async def athrow(self, *_: object) -> NoReturn:
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        await self._close()
 
 
 def _add(rules: dict[str, Budgets], subject: str, budget: Budget) -> None:
@@ -347,7 +423,8 @@ def _refused(tab: Tab, refusal: Refusal) -> BudgetSpent:
     else:
         message = (
             f"{whole} has {short_decimal(left)} {currency} left{kept}, and this call may cost "
-            f"{short_decimal(hold.amount)} {currency}: a smaller `max_tokens` needs less"
+            f"{short_decimal(hold.amount)} {currency}: a smaller `max_tokens`"
+            f"{' or `thinking_budget`' if tab.thinks else ''} needs less"
         )
     if until is None:
         return BudgetSpent(message)

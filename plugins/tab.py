@@ -1,25 +1,54 @@
 """What one call may cost: the budgets it counts for, what it has reserved of them, and how far its answer may go."""
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final
 
 from msgspec import Struct
 
 from plugins.budget_rules import BudgetSettings
-from router.accounts import Account, Hold
+from router.accounts import Account, Charge, Hold
 from router.audio import asks_for_audio, sends_audio
-from router.call import Attempt, Call
+from router.call import Attempt, Call, Trip
 from router.errors import PriceUnknown, RouterError
-from router.pricing import Cost
+from router.messages import ChatRequest
+from router.pricing import Cost, Pricing
 from router.provider import Target
 from router.services import Services
 
 _SHOWN: Final = 64
 _MOST_OUTPUT: Final = 10**9
 """Tokens that a request may be taken to ask for."""
+_MOST_THINKING: Final = 10**7
+"""Tokens of reasoning that a request may be taken to ask for."""
 _DEARER: Final = "priority"
 """The service tier that costs more than the standard one."""
+
+
+def thinking_budget(request: ChatRequest) -> int:
+    """Tokens of reasoning that the request allows each choice in so many words; 0: it does not say."""
+    thinking = request.thinking
+    if thinking.enabled is False or (thinking.enabled is None and thinking.effort == "none"):
+        return 0
+    return min(max(0, thinking.budget or 0), _MOST_THINKING)
+
+
+def late_charges(accounts: Iterable[Account], trip: Trip, pricing: Pricing) -> list[Charge]:
+    """What each attempt has cost, in each of the accounts, and when it ended."""
+    now, clock = time.time(), time.monotonic()
+    charges = []
+    for attempt in trip.attempts:
+        cost = attempt.cost
+        if cost is not None and cost.nano:
+            # rounded up: the ledger was asked before, if it was in the same millisecond
+            at = math.ceil((now - clock + (clock if attempt.ended is None else attempt.ended)) * 1000)
+            for account in accounts:
+                nano = _converted(pricing, cost.nano, cost.currency, account.currency, trip.created_at)
+                if nano:
+                    charges.append(Charge(account, nano, at))
+    return charges
 
 
 class Line(Struct):
@@ -63,10 +92,15 @@ class Tab:
         self.began = False
         self.spent: RouterError | None = None
         """Why the answer may not go on."""
-        sampling = call.request.sampling
-        asked = min(max(0, sampling.max_tokens or 0) * (sampling.n or 1), _MOST_OUTPUT)
-        step = settings.output
+        self.read_on = False
+        """Whether more of it has been waited for since."""
+        request, step = call.request, settings.output
         self.step = step
+        sampling, most = request.sampling, max(0, request.sampling.max_tokens or 0)
+        self.thinks = thinking_budget(request) or (step if request.thinking.enabled else 0)
+        """Tokens of reasoning that each choice may have beside its `max_tokens`: whoever takes these words of a request
+        may count so. A vendor that is told an effort alone counts reasoning as output."""
+        asked = min((most + self.thinks) * (sampling.n or 1), _MOST_OUTPUT) if most else 0
         self.allowed = asked or step
         """Tokens of output that are reserved."""
         # our count is not the vendor's: one that keeps to `max_tokens` is not stopped for the difference, and one that
@@ -79,6 +113,9 @@ class Tab:
         self._pricing = services.pricing
         self._unpriced = settings.unpriced == "allow"
         self._at = call.trip.created_at
+
+    def reads_on(self) -> None:
+        self.read_on = True
 
     @property
     def near_end(self) -> int:
@@ -190,4 +227,8 @@ class Tab:
         return 0 if attempt.usage is None or self._unpriced else None
 
     def _converted(self, nano: int, currency: str, to: str) -> int | None:
-        return nano if currency == to else self._pricing.convert(nano, currency, to, self._at)
+        return _converted(self._pricing, nano, currency, to, self._at)
+
+
+def _converted(pricing: Pricing, nano: int, currency: str, to: str, at: int) -> int | None:
+    return nano if currency == to else pricing.convert(nano, currency, to, at)

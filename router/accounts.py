@@ -72,6 +72,16 @@ class Refusal(Struct, frozen=True):
     standing: Standing
 
 
+class Charge(Struct, frozen=True):
+    """What an attempt cost, in an account of which its call may hold nothing: it began before there was such a budget,
+    or nobody could be asked."""
+
+    account: Account
+    amount: int
+    at: int
+    """When the attempt ended, in Unix milliseconds."""
+
+
 Opening: TypeAlias = Callable[[Account], Awaitable[int]]
 """What the ledger says was spent in an account."""
 
@@ -88,9 +98,13 @@ class Accounts(Protocol):
         """
         ...
 
-    async def settle(self, call_id: str, charges: Mapping[Account, int]) -> None:
+    async def settle(self, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge] = ()) -> None:
         """Release what the call holds and book the charges as spent. Does nothing for a call that holds nothing, so
-        it may be repeated. Raises `AccountsAway`."""
+        it may be repeated.
+
+        What comes `late` is booked of any call, once: on the accounts that it holds, and on those that were opened
+        before the charge's time. What was spent before an account was opened, the ledger told at its opening.
+        Raises `AccountsAway`."""
         ...
 
     async def standings(self, accounts: Sequence[Account]) -> list[Standing]:

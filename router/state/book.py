@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from router.accounts import Account, Hold, Refusal, Standing
+from router.accounts import Account, Charge, Hold, Refusal, Standing
 from router.state.holding import KEPT, MOST, wanted
 from router.state.openings import Opened
 
@@ -43,7 +43,7 @@ class Book:
         self.lapsed: dict[str, Held] = {}
         """What expired and counts no longer, in the order it did."""
         self.late: dict[str, float] = {}
-        """Calls that were charged after what they held had been lost, and until when that is known."""
+        """Calls that were charged late, in the order they were, and until when that is known."""
         self._sweep_at = _FEW
 
     def reserve(
@@ -71,11 +71,11 @@ class Book:
             self._sweep(now)
         return None
 
-    def settle(self, call_id: str, charges: Mapping[Account, int]) -> bool:
-        """As `Accounts.settle`. Whether the call held anything."""
+    def settle(self, call_id: str, charges: Mapping[Account, int]) -> Held | None:
+        """As `Accounts.settle`, but for what comes late. What the call held, if it held anything."""
         held = self.held.pop(call_id, None) or self.lapsed.pop(call_id, None)
         if held is None:
-            return False
+            return None
         for account, amount in held.amounts.items():
             if (sums := self.accounts.get(account)) is not None:
                 sums.reserved -= amount
@@ -83,16 +83,18 @@ class Book:
             # one that is not open will be opened with what the ledger says, which is this too
             if (sums := self.accounts.get(account)) is not None:
                 sums.spent += amount
-        return True
+        return held
 
-    def charge_late(self, call_id: str, charges: Mapping[Account, int], at: int, now: float) -> None:
-        """As `SharedAccounts.settle` with `at`, for a call that holds nothing."""
+    def charge_late(self, call_id: str, late: Sequence[Charge], held: Held | None, now: float) -> None:
+        """What `Accounts.settle` says of it, for a call that `held` this."""
         if call_id in self.late:
             return
-        self.late[call_id] = now + KEPT
-        for account, amount in charges.items():
-            if (sums := self.accounts.get(account)) is not None and sums.asked < at:
-                sums.spent += amount
+        for charge in late:
+            sums = self.accounts.get(charge.account)
+            if sums is not None and (sums.asked < charge.at or (held is not None and charge.account in held.amounts)):
+                sums.spent += charge.amount
+                # where nothing is booked, nothing will be either the next time it is tried
+                self.late[call_id] = now + KEPT
 
     def standings(
         self, accounts: Sequence[Account], opened: Mapping[Account, Opened], now: float
@@ -145,6 +147,11 @@ class Book:
             if held.until + KEPT > now:
                 break
             del self.lapsed[call_id]
+        while self.late:
+            call_id, until = next(iter(self.late.items()))
+            if until > now:
+                break
+            del self.late[call_id]
 
     def _sweep(self, now: float) -> None:
         before = int((now - KEPT) * 1000)
@@ -153,4 +160,3 @@ class Book:
             if account not in held and (until := account.until) is not None and until < before:
                 del self.accounts[account]
         self._sweep_at = max(_FEW, 2 * len(self.accounts))
-        self.late = {call_id: until for call_id, until in self.late.items() if until > now}

@@ -30,7 +30,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from router.accounts import Account, AccountsAway, Hold, Refusal, Standing
+from router.accounts import Account, AccountsAway, Charge, Hold, Refusal, Standing
 from router.state.holding import UNLIMITED, BackingAccounts, SharedAccounts
 
 _REMEMBERED: Final = 20_000
@@ -48,6 +48,7 @@ class _Running(Struct):
 class _Ended(Struct, frozen=True):
     call_id: str
     charges: Mapping[Account, int]
+    late: Sequence[Charge]
     at: int
     """Unix milliseconds."""
 
@@ -104,27 +105,30 @@ class FallbackAccounts:
             _add(holds, running.amounts, running.second)
         return refusal
 
-    async def settle(self, call_id: str, charges: Mapping[Account, int]) -> None:
+    async def settle(self, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge] = ()) -> None:
         """Raises `AccountsAway` only for a call of another process: ours are remembered until they can be told."""
         running = self._running.pop(call_id, None)
-        if running is None:
-            await self._second.settle(call_id, charges)
-            await self._first.settle(call_id, charges)
+        if running is None and (charges or not late):
+            await self._second.settle(call_id, charges, late)
+            await self._first.settle(call_id, charges, late)
             return
+        if running is None:
+            # one of ours that holds nothing: the second sees by its rows what it cost
+            running = _Running()
         now = int(self._clock() * 1000)
         if running.second:
             try:
-                await self._second.settle(call_id, charges)
+                await self._second.settle(call_id, charges, late)
             except AccountsAway:
                 self._held_still[call_id] = charges
         if self.away is None:
             try:
-                await self._first.settle(call_id, charges, None if running.first else now)
+                await self._first.settle(call_id, charges, late, None if running.first else now)
             except AccountsAway as error:
                 self.away = str(error)
             else:
                 return
-        self._remember(_Ended(call_id, charges, now))
+        self._remember(_Ended(call_id, charges, late, now))
 
     async def standings(self, accounts: Sequence[Account]) -> list[Standing]:
         try:
@@ -179,7 +183,7 @@ class FallbackAccounts:
                         running.first.clear()
                 while self._ended and not self._too_many:
                     ended = self._ended[0]
-                    await self._first.settle(ended.call_id, ended.charges, ended.at)
+                    await self._first.settle(ended.call_id, ended.charges, ended.late, ended.at)
                     if self._ended and self._ended[0] is ended:
                         self._ended.popleft()
                 unknown = [call_id for call_id, running in self._running.items() if running.first != running.amounts]

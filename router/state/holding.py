@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from router.accounts import Account, Accounts, Hold
+from router.accounts import Account, Accounts, Charge, Hold
 
 EXPIRY: Final = 31 * 86_400.0
 """Seconds after which what a call reserved counts no longer, if it neither settles nor reserves more: longer than any
@@ -24,10 +24,11 @@ class SharedAccounts(Accounts, Protocol):
         """Another one once everything was lost, as far as this process has seen it."""
         ...
 
-    async def settle(self, call_id: str, charges: Mapping[Account, int], at: int | None = None) -> None:
-        """As `Accounts.settle`. With `at`, the Unix milliseconds in which the call was settled elsewhere, a call that
-        holds nothing here is charged too, once: on the accounts that had been opened by then. What was spent before an
-        account was opened, the ledger told at its opening."""
+    async def settle(
+        self, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge] = (), at: int | None = None
+    ) -> None:
+        """As `Accounts.settle`. With `at`, the Unix milliseconds in which the call was settled elsewhere, the charges
+        of a call that holds nothing here are late ones of that time."""
         ...
 
     async def begin_anew(self) -> None:
@@ -41,6 +42,11 @@ class BackingAccounts(Accounts, Protocol):
     async def carry(self, calls: Mapping[str, Mapping[Account, int]]) -> None:
         """Hold what calls have reserved elsewhere, whatever the limits. Raises `AccountsAway`."""
         ...
+
+
+def lost(charges: Mapping[Account, int], at: int) -> list[Charge]:
+    """The charges of a call whose reservation was lost, and that was settled `at` (Unix milliseconds)."""
+    return [Charge(account, amount, at) for account, amount in charges.items()]
 
 
 def wanted(holds: Sequence[Hold]) -> list[tuple[Hold, int]]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from router.accounts import Account, AccountsAway, Hold, Refusal, Standing
+from router.accounts import Account, AccountsAway, Charge, Hold, Refusal, Standing
 from router.state.holding import EXPIRY, KEPT, MOST, wanted
 from router.state.names import account_named
 from router.state.once import Once
@@ -87,8 +87,8 @@ class LedgerAccounts:
                 for call_id, amounts in calls.items():
                     await self._hold(connection, call_id, amounts, self._now())
 
-    async def settle(self, call_id: str, charges: Mapping[Account, int]) -> None:
-        """What was charged is in the call's rows, or will be in a moment."""
+    async def settle(self, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge] = ()) -> None:
+        """What was charged is in the call's rows, or will be in a moment: what comes late comes with them."""
         with _away():
             if call_id not in self._reserving:
                 async with self._store.reading() as connection:

@@ -7,9 +7,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from router.accounts import Account, AccountsAway, Hold, Opening, Refusal, Standing
+from router.accounts import Account, AccountsAway, Charge, Hold, Opening, Refusal, Standing
 from router.state.book import Book, Held, Sums
-from router.state.holding import EXPIRY, KEPT, MOST, wanted
+from router.state.holding import EXPIRY, KEPT, MOST, lost, wanted
 from router.state.machine import Machine, MachineAway
 from router.state.names import account_named
 from router.state.openings import Opened, Openings, Told
@@ -66,11 +66,13 @@ class MachineAccounts:
                 return found
             await self._openings.ask(found, told)
 
-    async def settle(self, call_id: str, charges: Mapping[Account, int], at: int | None = None) -> None:
+    async def settle(
+        self, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge] = (), at: int | None = None
+    ) -> None:
         generation = self._reserved_in.get(call_id)
         await self._run(
-            lambda: self._settle_alone(call_id, charges, generation, at),
-            lambda cursor: self._settle(cursor, call_id, charges, generation, at),
+            lambda: self._settle_alone(call_id, charges, late, generation, at),
+            lambda cursor: self._settle(cursor, call_id, charges, late, generation, at),
         )
         self._reserved_in.pop(call_id, None)
 
@@ -109,10 +111,18 @@ class MachineAccounts:
         return int(self._clock() * 1000) if at is None else at
 
     def _settle_alone(
-        self, call_id: str, charges: Mapping[Account, int], generation: str | None, at: int | None
+        self,
+        call_id: str,
+        charges: Mapping[Account, int],
+        late: Sequence[Charge],
+        generation: str | None,
+        at: int | None,
     ) -> None:
-        if not self._book.settle(call_id, charges) and (lost := self._lost_at(generation, at)) is not None:
-            self._book.charge_late(call_id, charges, lost, self._clock())
+        held = self._book.settle(call_id, charges)
+        if held is None and (lost_at := self._lost_at(generation, at)) is not None:
+            late = [*late, *lost(charges, lost_at)]
+        if late:
+            self._book.charge_late(call_id, late, held, self._clock())
 
     # -- from memory to file and back --------------------------------------------------------------------------------
 
@@ -142,7 +152,7 @@ class MachineAccounts:
         for call_id, owner, until, lapsed, amounts in rows:
             held = {account_named(name): amount for name, amount in _amounts(amounts).items()}
             (book.lapsed if lapsed else book.held)[call_id] = Held(owner, until, held)
-        book.late.update(cursor.execute("SELECT call_id, until FROM late").fetchall())
+        book.late.update(cursor.execute("SELECT call_id, until FROM late ORDER BY until").fetchall())
 
     def clear(self) -> None:
         self._book.clear()
@@ -183,24 +193,28 @@ class MachineAccounts:
         cursor: sqlite3.Cursor,
         call_id: str,
         charges: Mapping[Account, int],
+        late: Sequence[Charge],
         generation: str | None,
         at: int | None,
     ) -> None:
         now = self._clock()
         self._tidy(cursor, now)
         rows = cursor.execute("DELETE FROM held WHERE call_id = ? RETURNING amounts", (call_id,)).fetchall()
+        released: dict[str, int] = {}
         if rows:
             released = _amounts(rows[0][0])
             charged = {str(account): amount for account, amount in charges.items()}
             for name in released | charged:
                 _change(cursor, name, charged.get(name, 0), released.get(name, 0))
-            return
-        if (lost := self._lost_at(generation, at)) is None:
+        elif (lost_at := self._lost_at(generation, at)) is not None:
+            late = [*late, *lost(charges, lost_at)]
+        if not late:
             return
         noted = cursor.execute("INSERT INTO late VALUES (?, ?) ON CONFLICT DO NOTHING", (call_id, now + KEPT))
         if noted.rowcount:
-            for account, amount in charges.items():
-                _change(cursor, str(account), amount, 0, lost)
+            for charge in late:
+                name = str(charge.account)
+                _change(cursor, name, charge.amount, 0, None if name in released else charge.at)
 
     def _standings(
         self, cursor: sqlite3.Cursor, accounts: Sequence[Account], told: Mapping[Account, Opened]

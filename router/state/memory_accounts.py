@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from router.accounts import Account, Hold, Opening, Refusal, Standing
+from router.accounts import Account, Charge, Hold, Opening, Refusal, Standing
 from router.state.book import Book
 from router.state.holding import EXPIRY
 from router.state.openings import Openings, Told
@@ -30,8 +30,10 @@ class MemoryAccounts:
                 return found
             await self._openings.ask(found, told)
 
-    async def settle(self, call_id: str, charges: Mapping[Account, int]) -> None:
-        self._book.settle(call_id, charges)
+    async def settle(self, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge] = ()) -> None:
+        held = self._book.settle(call_id, charges)
+        if late:
+            self._book.charge_late(call_id, late, held, self._clock())
 
     async def standings(self, accounts: Sequence[Account]) -> list[Standing]:
         told: Told = {}

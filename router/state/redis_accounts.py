@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from router.accounts import Account, AccountsAway, Hold, Opening, Refusal, Standing
+from router.accounts import Account, AccountsAway, Charge, Hold, Opening, Refusal, Standing
 from router.state.holding import EXPIRY, KEPT, wanted
 from router.state.names import account_named
 from router.state.openings import Opened, Openings, Told
@@ -110,35 +110,44 @@ refused, spent and reserved."""
 _SETTLE: Final = Script(
     _SUMS
     + """
-local call, kept, known, at = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local fields = redis.call('HGETALL', held(call))
+local call, kept, known, at, charges = ARGV[2], ARGV[3], ARGV[4], ARGV[5], 7 + 2 * tonumber(ARGV[6])
+local fields, holds = redis.call('HGETALL', held(call)), {}
+local lost = #fields == 0 and known ~= generation and at ~= ''
 if #fields > 0 then
   for i = 1, #fields, 2 do
     if fields[i] == '' then
       redis.call('SREM', root .. 'owner:' .. fields[i + 1], call)
     else
       release(account(fields[i]), fields[i + 1])
+      holds[fields[i]] = true
     end
   end
   redis.call('DEL', held(call))
   redis.call('ZREM', lapses, call)
-elseif known == generation or at == '' then
-  return 0
-elseif not redis.call('SET', root .. 'late:' .. call, '', 'NX', 'PX', kept) then
-  return 0
 end
-for i = 6, #ARGV, 2 do
-  local key = account(ARGV[i])
+-- with a time only what was opened before it is charged
+local function charge(name, amount, time)
+  local key = account(name)
   local asked = redis.call('HGET', key, 'asked')
-  if asked and (#fields > 0 or tonumber(asked) < tonumber(at)) then
-    redis.call('HSET', key, 'spent', add(redis.call('HGET', key, 'spent'), ARGV[i + 1]))
+  if asked and (not time or tonumber(asked) < tonumber(time)) then
+    redis.call('HSET', key, 'spent', add(redis.call('HGET', key, 'spent'), amount))
   end
+end
+if #fields > 0 then
+  for i = 7, charges - 1, 2 do charge(ARGV[i], ARGV[i + 1]) end
+end
+if (lost or charges <= #ARGV) and redis.call('SET', root .. 'late:' .. call, '', 'NX', 'PX', kept) then
+  if lost then
+    for i = 7, charges - 1, 2 do charge(ARGV[i], ARGV[i + 1], at) end
+  end
+  for i = charges, #ARGV, 3 do charge(ARGV[i], ARGV[i + 1], not holds[ARGV[i]] and ARGV[i + 2]) end
 end
 return 1
 """
 )
 """ARGV: time, call, time to keep in milliseconds, the generation that the call reserved in or nothing, when it was
-settled elsewhere or is settled now if it may have been lost, or nothing; name and amount of each charge."""
+settled elsewhere or is settled now if it may have been lost, or nothing; how many charges, and name and amount of each;
+name, amount and time of each that comes late."""
 _STANDINGS: Final = Script(
     _SUMS
     + """
@@ -231,13 +240,17 @@ class RedisAccounts:
                     return Refusal(hold, Standing(hold.account, int(spent), int(reserved)))
             await self._openings.ask([accounts[index] for index in answer[1:]], told)
 
-    async def settle(self, call_id: str, charges: Mapping[Account, int], at: int | None = None) -> None:
+    async def settle(
+        self, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge] = (), at: int | None = None
+    ) -> None:
         known = self._reserved_in.get(call_id, "")
         if at is None and known:
             at = int(self._clock() * 1000)
-        arguments: list[str | int] = [self._now(), call_id, _KEPT, known, "" if at is None else at]
+        arguments: list[str | int] = [self._now(), call_id, _KEPT, known, "" if at is None else at, len(charges)]
         for account, amount in charges.items():
             arguments += (str(account), str(amount))
+        for charge in late:
+            arguments += (str(charge.account), str(charge.amount), charge.at)
         await self._run(_SETTLE, *arguments)
         self._reserved_in.pop(call_id, None)
 
@@ -269,7 +282,7 @@ class RedisAccounts:
     def _release_later(self, call_id: str) -> None:
         # nobody knows whether it was reserved, and nobody will settle it; one that had reserved before is settled
         if call_id not in self._reserved_in:
-            self._redis.later(_SETTLE, self._now(), call_id, _KEPT, "", "")
+            self._redis.later(_SETTLE, self._now(), call_id, _KEPT, "", "", 0)
 
     async def _run(self, script: Script, *arguments: str | int) -> Any:
         try:

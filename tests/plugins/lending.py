@@ -4,13 +4,14 @@ A token is a letter, so that every amount can be worked out by hand.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from router.access import Owner, OwnerKind
 from router.accounts import Account, Accounts, Standing
 from router.call import Attempt, Call, Credentials, Events, Principal, new_trip, outcome_of
-from router.errors import RouterError, UnknownModel
+from router.errors import RouterError, StoreUnavailable, UnknownModel
 from router.events import ChoiceFinished, Completed, Event, Started, TextDelta, Usage
 from router.gates import Gates
 from router.messages import ChatRequest, Sampling, Thinking, User
@@ -85,18 +86,27 @@ class PriceList:
 
 
 class Owners:
-    """The owners of a key book; it knows no key."""
+    """The owners of a key book. Of keys it knows what `present` is by now."""
 
     def __init__(self, *owners: Owner) -> None:
         self._owners = {(owner.kind, owner.id): owner for owner in owners}
+        self.present: Principal | RouterError | None = None
+        self.away = False
+
+    def put(self, owner: Owner) -> None:
+        self._owners[owner.kind, owner.id] = owner
 
     def known(self, credentials: Credentials) -> Principal | None:
-        return None
+        if isinstance(self.present, RouterError):
+            raise self.present
+        return self.present
 
     async def find(self, credentials: Credentials) -> Principal | None:
         return None
 
     def owner(self, kind: OwnerKind, name: str) -> Owner | None:
+        if self.away:
+            raise StoreUnavailable("keys cannot be looked up now")
         return self._owners.get((kind, name))
 
 
@@ -145,6 +155,8 @@ def a_call(
     stream: bool = True,
     service_tier: str | None = None,
     thinking: int | None = None,
+    thinks: bool | None = None,
+    effort: str | None = None,
     **sampling: Any,
 ) -> Call:
     """Its request counts as 6 tokens and its prompt."""
@@ -156,7 +168,7 @@ def a_call(
         protocol="openai",
         stream=stream,
         sampling=Sampling(**sampling),
-        thinking=Thinking(budget=thinking),
+        thinking=Thinking(budget=thinking, enabled=thinks, effort=effort),
         extra={} if service_tier is None else {"service_tier": service_tier},
     )
     call = Call(
@@ -254,7 +266,7 @@ class Vendor:
         return attempt
 
     def _settle(self, call: Call, attempt: Attempt, failure: BaseException | None) -> None:
-        attempt.ended = 1.0
+        attempt.ended = time.monotonic()
         attempt.outcome = outcome_of(failure, call.trip)
         if failure is not None and isinstance(failure, RouterError) and not attempt.generated.output:
             return

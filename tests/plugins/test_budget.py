@@ -13,10 +13,11 @@ from structlog.testing import capture_logs
 from plugins.budget import BudgetPlugin
 from plugins.budget_rules import Amount, Rule
 from router.access import Budget, Limits, Owner, Period, SubjectKind
-from router.accounts import Account, Accounts, AccountsAway, Hold, Refusal, account
+from router.accounts import Account, Accounts, AccountsAway, Charge, Hold, Refusal, account
 from router.call import Call, Principal
 from router.config import ConfigError, parse
 from router.errors import BudgetSpent, PriceUnknown, RateLimited, RouterError, StoreUnavailable, UnknownModel
+from router.events import ReasoningDelta, Started
 from router.money import Money
 from router.plugin import compose
 from router.services import Services
@@ -69,7 +70,22 @@ async def test_the_most_that_a_call_may_cost_is_reserved_while_it_runs() -> None
     services = lend()
     layers = compose([budget(services, Rule(usd(10**9), key="*"))], Vendor(services))
     for number, (sampling, output) in enumerate(
-        [({}, 4096), ({"max_tokens": 50}, 50), ({"max_tokens": 50, "n": 4}, 200)]
+        [
+            ({}, 4096),
+            ({"max_tokens": 50}, 50),
+            ({"max_tokens": 50, "n": 4}, 200),
+            # reasoning that may not count as output
+            ({"max_tokens": 50, "thinking": 1000}, 1050),
+            ({"max_tokens": 50, "thinking": 1000, "n": 2, "stream": False}, 2100),
+            ({"max_tokens": 50, "thinks": True}, 50 + 4096),
+            ({"max_tokens": 50, "thinks": True, "thinking": 7}, 57),
+            # it does, or there is none
+            ({"max_tokens": 50, "effort": "high"}, 50),
+            ({"max_tokens": 50, "thinking": 1000, "thinks": False}, 50),
+            ({"max_tokens": 50, "thinking": 1000, "effort": "none"}, 50),
+            ({"max_tokens": 50, "thinking": -1}, 50),
+            ({"max_tokens": 50, "thinking": 10**30}, 50 + 10**7),
+        ]
     ):
         call = a_call(principal=Principal(f"dw-{number}"), **sampling)  # type: ignore[arg-type]
         await anext(layers(call))
@@ -93,6 +109,36 @@ async def test_a_call_that_may_cost_more_than_is_left_is_refused_before_a_vendor
     assert caught.value.retry_after is not None
     assert await standing(services, an_account()) == (COST, 0)
     await collect(compose([plugin], vendor)(a_call(principal=KEY, max_tokens=1000)))
+
+
+async def test_a_refused_call_that_thinks_may_do_so_less() -> None:
+    services = lend()
+    with pytest.raises(BudgetSpent, match="a smaller `max_tokens` or `thinking_budget` needs less"):
+        await answered(
+            budget(services, Rule(usd(1000), key="*")),
+            services,
+            a_call(principal=KEY, max_tokens=10, thinking=30_000, stream=False),
+        )
+
+
+async def test_calls_that_think_do_not_pass_a_budget_together() -> None:
+    """Thirty at once that think longer than they write, where there is money for two."""
+    services, gate = lend(), asyncio.Event()
+    most = 8 + 10 * (10 + 3000)
+    plugin = budget(services, Rule(usd(2 * most), "total", key="*"))
+    events = [Started("id-1", "m", 0), ReasoningDelta(0, 0, "x" * 3000), *text("x" * 10)[1:]]
+    layers = compose([plugin], Vendor(services, events, gate=gate, waits=False))
+    calls = [
+        a_call(principal=KEY, number=number, stream=False, max_tokens=10, thinks=True, thinking=3000)
+        for number in range(30)
+    ]
+    tasks = [asyncio.create_task(collect(layers(call))) for call in calls]
+    while sum(task.done() for task in tasks) < 28:
+        await asyncio.sleep(0)
+    gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(result, list) for result in results) == 2
+    assert await standing(services, an_account(per="total")) == (2 * most, 0)
 
 
 async def test_a_budget_without_an_end_says_nothing_of_a_better_time() -> None:
@@ -438,11 +484,11 @@ class Away(Recorded):
             raise AccountsAway("connection refused by redis://10.0.0.1")
         return await super().reserve(call_id, holds)
 
-    async def settle(self, call_id: str, charges: Mapping[Account, int]) -> None:
+    async def settle(self, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge] = ()) -> None:
         self.tries += 1
         if self.away:
             raise AccountsAway("connection refused by redis://10.0.0.1")
-        await super().settle(call_id, charges)
+        await super().settle(call_id, charges, late)
 
 
 async def test_calls_with_a_budget_are_refused_while_no_budget_can_be_asked() -> None:
@@ -467,9 +513,10 @@ async def test_calls_with_a_budget_are_refused_while_no_budget_can_be_asked() ->
 async def test_calls_with_a_budget_pass_while_no_budget_can_be_asked_if_so_wished() -> None:
     services = lend(accounts=(accounts := Away()))
     plugin = budget(services, Rule(usd(1), key="*"), on_failure="open")
-    call = await answered(plugin, services, a_call(principal=KEY))
-    assert cost_of(call) == COST
-    assert accounts.tries == 0
+    async with plugin.lifespan():
+        call = await answered(plugin, services, a_call(principal=KEY))
+        assert cost_of(call) == COST
+        accounts.away = False
 
 
 async def test_what_could_not_be_settled_is_settled_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from plugins.budget import BudgetPlugin
 from plugins.budget_rules import Amount, Rule
-from router.accounts import Account, AccountsAway, Hold, Refusal, account
+from router.accounts import Account, AccountsAway, Charge, Hold, Refusal, account
 from router.call import Call, Events, Principal
 from router.errors import BudgetSpent, ClientGone, StoreUnavailable
 from router.events import (
@@ -168,7 +168,11 @@ async def test_an_answer_in_one_piece_is_delivered_although_it_is_too_long() -> 
         ({"n": 3}, 100, 300),
         ({"max_tokens": 0}, 100, 100),
         ({"max_tokens": -1, "n": 2}, 100, 200),
-        ({"thinking": 50}, 150, 150),
+        # reasoning may come out of what the vendor is told, or beside it
+        ({"thinking": 50}, 150, 200),
+        ({"thinking": 50, "n": 2}, 150, 400),
+        ({"thinking": 50, "thinks": False}, 100, 100),
+        ({"thinks": True}, 100, 200),
     ],
 )
 async def test_an_answer_that_is_not_streamed_is_asked_for_no_longer_than_is_reserved(
@@ -204,6 +208,40 @@ async def test_an_answer_that_no_budget_pays_for_has_no_cap() -> None:
     await collect(compose([budget(services, 0)], vendor)(call))
     assert vendor.calls[0].request is call.request
     assert call.trip.headers == {}
+
+
+async def test_an_answer_that_has_come_whole_is_delivered_whatever_it_cost() -> None:
+    """Its text follows reasoning that was longer than anybody could know: both have been paid for."""
+    services = lend()
+    call = a_call(principal=KEY, stream=False, max_tokens=10)
+    events = [Started("id-1", "m", 0), ReasoningDelta(0, 0, "x" * 500), TextDelta(0, 0, "y" * 5), TextDelta(0, 0, "z")]
+    vendor = Vendor(services, [*events, ChoiceFinished(0, "stop"), Completed()], waits=False)
+    assert await collect(compose([budget(services, INPUT + 100)], vendor)(call)) == [
+        *events,
+        ChoiceFinished(0, "stop"),
+        Completed(),
+    ]
+    assert call.trip.attempts[0].outcome == "finished"
+    # what was reserved does not bound what is booked
+    assert await standing(services, ACCOUNT) == (INPUT + 5060, 0)
+    with pytest.raises(BudgetSpent):
+        await collect(compose([budget(services, INPUT + 100)], vendor)(a_call(principal=KEY, number=2)))
+
+
+async def test_an_answer_that_has_come_whole_is_delivered_although_the_tries_before_it_spent_the_budget() -> None:
+    services = lend()
+    call = a_call(principal=KEY, stream=False, max_tokens=10)
+    vendor = Vendor(services, letters(3), failing=2, waits=False)
+    await collect(compose([budget(services, INPUT + 100)], vendor)(call))
+    assert await standing(services, ACCOUNT) == (3 * INPUT + 80 + 30, 0)
+
+
+async def test_an_answer_that_is_still_being_written_is_stopped_for_a_client_that_does_not_stream_too() -> None:
+    services = lend()
+    call = a_call(principal=KEY, stream=False, max_tokens=100)
+    vendor = Vendor(services, letters(1000))
+    written, _ = await until_stopped(compose([budget(services, INPUT + 1000)], vendor)(call))
+    assert len(written) == 100 + 100 // 8 + 16
 
 
 # -- max_tokens ----------------------------------------------------------------------------------------------------
@@ -351,9 +389,9 @@ class Slow(Steps):
         answer: Refusal | None = await _arrives(super().reserve(call_id, holds))
         return answer
 
-    async def settle(self, call_id: str, charges: Mapping[Account, int]) -> None:
+    async def settle(self, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge] = ()) -> None:
         await asyncio.sleep(0)
-        await _arrives(super().settle(call_id, charges))
+        await _arrives(super().settle(call_id, charges, late))
 
 
 async def _arrives(work: Any) -> Any:

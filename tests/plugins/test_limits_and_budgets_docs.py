@@ -67,5 +67,5 @@ def test_every_limit_and_every_part_of_a_rule_is_documented() -> None:
 def test_it_is_said_what_a_budget_can_be_passed_by() -> None:
     found = re.search(r"What a budget can be passed by:\n\n(.*?)\n\n", TEXT, re.S)
     assert found
-    for words in ("in one piece", "service tier", "when Redis goes away", "a price that is not known"):
+    for words in ("in one piece", "service tier", "when Redis goes away", "a price that is not known", "on_failure"):
         assert words in found[1]

@@ -8,13 +8,13 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from router.accounts import Account, Accounts, account
+from router.accounts import Account, Accounts, Charge, account
 from router.gates import Gates
 from router.ledger.rows import AttemptRow, Batch, CallRow, Closed, Labels, Opened, Settled
 from router.state.ledger_accounts import LedgerAccounts
@@ -147,11 +147,18 @@ class Bank:
         if self.store is not None:
             await record(self.store, f"before-{secrets.token_hex(4)}", {account: nano}, int(self.clock() * 1000))
 
-    async def settle(self, accounts: Accounts, call_id: str, charges: Mapping[Account, int]) -> None:
+    async def settle(
+        self, accounts: Accounts, call_id: str, charges: Mapping[Account, int], late: Sequence[Charge] = ()
+    ) -> None:
         """As the core does: what was spent is on record before a budget hears of it."""
+        spent = dict(charges)
+        for charge in late:
+            spent[charge.account] = spent.get(charge.account, 0) + charge.amount
         if self.store is not None:
-            await record(self.store, call_id, charges, int(self.clock() * 1000))
-        await accounts.settle(call_id, charges)
+            await record(self.store, call_id, spent, int(self.clock() * 1000))
+        for each, nano in spent.items():
+            self.told[each] = self.told.get(each, 0) + nano
+        await accounts.settle(call_id, charges, late)
 
 
 def same_currency(nano: int, currency: str, to: str, at: int) -> int | None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router.accounts import Account, Accounts, AccountsAway, Hold, Refusal, Standing
+from router.accounts import Account, Accounts, AccountsAway, Charge, Hold, Refusal, Standing
 from tests.state.backends import Bank, alone, an_account, bank, ledger, machine, memory, postgres, redis
 
 EVERYWHERE = [memory, alone, machine, redis, ledger, postgres]
@@ -126,6 +126,92 @@ async def test_a_call_that_holds_nothing_settles_nothing(accounts: Accounts) -> 
     assert await accounts.reserve("req_3", []) is None
     await accounts.settle("req_3", {KEY: 5})
     assert await standing(accounts) == (0, 4)
+
+
+# -- what comes late -------------------------------------------------------------------------------------------------
+
+
+def ended(counter: Bank, *costs: tuple[Account, int]) -> list[Charge]:
+    """An attempt ends now, which has cost that; some time passes before and after."""
+    counter.clock.advance(1)
+    charges = [Charge(account, nano, int(counter.clock() * 1000)) for account, nano in costs]
+    counter.clock.advance(1)
+    return charges
+
+
+async def test_a_call_that_holds_nothing_is_charged_once_on_accounts_that_were_opened_before_it_ended(
+    counter: Bank, accounts: Accounts
+) -> None:
+    await counter.spent_before(KEY, 3)
+    assert await standing(accounts) == (3, 0)
+    late = ended(counter, (KEY, 5), (TAG, 7))
+    await counter.settle(accounts, "req_1", {}, late)
+    assert await standing(accounts) == (8, 0)
+    # the other one is opened now, and the ledger tells
+    assert await standing(accounts, TAG) == (7, 0)
+    for view in (accounts, await counter.view("journal-2")):
+        await view.settle("req_1", {}, late)
+        await view.settle("req_1", {})
+        assert [await standing(view, account) for account in (KEY, TAG)] == [(8, 0), (7, 0)]
+
+
+async def test_an_account_that_was_opened_between_a_calls_end_and_its_settlement_knows_it(
+    counter: Bank, accounts: Accounts
+) -> None:
+    late = ended(counter, (KEY, 5))
+    await counter.spent_before(KEY, 5)
+    assert await standing(accounts) == (5, 0)
+    if counter.store is None:
+        await accounts.settle("req_1", {}, late)
+    assert await standing(accounts) == (5, 0)
+
+
+async def test_of_a_call_that_was_tried_twice_only_the_try_after_the_opening_is_charged(
+    counter: Bank, accounts: Accounts
+) -> None:
+    first = ended(counter, (KEY, 5))
+    if counter.store is None:
+        # the ledger itself is shown all of it in the end
+        await counter.spent_before(KEY, 5)
+        assert await standing(accounts) == (5, 0)
+    second = ended(counter, (KEY, 20))
+    await counter.settle(accounts, "req_1", {}, [*first, *second])
+    assert await standing(accounts) == (25, 0)
+
+
+async def test_what_a_call_holds_and_what_it_does_not_are_charged_together(counter: Bank, accounts: Accounts) -> None:
+    await accounts.standings([TAG])
+    await accounts.reserve("req_1", [hold(10)])
+    late = ended(counter, (TAG, 4), (TEAM, 6))
+    await counter.settle(accounts, "req_1", {KEY: 5}, late)
+    for _ in range(2):
+        assert [await standing(accounts, account) for account in (KEY, TAG, TEAM)] == [(5, 0), (4, 0), (6, 0)]
+        await accounts.settle("req_1", {KEY: 5}, late)
+    assert await accounts.held_by("journal-1") == []
+
+
+async def test_a_reservation_that_nobody_heard_of_is_charged_whenever_its_account_was_opened(
+    counter: Bank, accounts: Accounts
+) -> None:
+    late = ended(counter, (KEY, 5))
+    # it came after all, and the ledger was asked when the attempt had ended by another's clock
+    await accounts.reserve("req_1", [hold(10)])
+    await counter.settle(accounts, "req_1", {}, late)
+    await accounts.settle("req_1", {}, late)
+    assert await standing(accounts) == (5, 0)
+
+
+async def test_the_budget_that_was_set_while_calls_ran_refuses_when_they_have_spent_it(
+    counter: Bank, accounts: Accounts
+) -> None:
+    other = await counter.view("journal-2")
+    await accounts.reserve("req_1", [hold(5, account=TEAM)])
+    assert await accounts.reserve("req_new", [hold(1, limit=10)]) is None
+    await counter.settle(accounts, "req_new", {KEY: 1})
+    for number, view in enumerate((accounts, other)):
+        await counter.settle(view, f"req_{number + 1}", {TEAM: 5} if number == 0 else {}, ended(counter, (KEY, 5)))
+    refusal = await other.reserve("req_3", [hold(1, limit=10)])
+    assert refusal == Refusal(hold(1, limit=10), Standing(KEY, 11, 0))
 
 
 async def test_what_is_held_for_too_long_counts_no_longer_and_can_still_be_charged(

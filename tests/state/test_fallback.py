@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
-from router.accounts import Account, AccountsAway, Hold, Refusal, Standing
+from router.accounts import Account, AccountsAway, Charge, Hold, Refusal, Standing
 from router.state.fallback_accounts import FallbackAccounts
 from router.state.ledger_accounts import LedgerAccounts
 from router.state.redis import Redis
@@ -48,11 +49,18 @@ class Site:
         self.processes.append(FallbackAccounts(first, second, self.clock, remembered))
         return self.processes[-1]
 
-    async def end(self, accounts: FallbackAccounts, call_id: str, charges: Mapping[Account, int]) -> None:
+    async def end(
+        self,
+        accounts: FallbackAccounts,
+        call_id: str,
+        charges: Mapping[Account, int],
+        late: Mapping[Account, int] = MappingProxyType({}),
+    ) -> None:
         """As the core does: on record, then settled. Time goes on."""
         self.clock.advance(1)
-        await record(self.store, call_id, charges, int(self.clock() * 1000))
-        await accounts.settle(call_id, charges)
+        now = int(self.clock() * 1000)
+        await record(self.store, call_id, {**charges, **late}, now)
+        await accounts.settle(call_id, charges, [Charge(account, nano, now) for account, nano in late.items()])
         self.clock.advance(1)
 
     async def dies(self) -> None:
@@ -178,6 +186,45 @@ async def test_a_budget_holds_before_during_and_after(site: Site) -> None:
     assert await site.standing() == (36, 0)
     assert (await spent(site.store, KEY, same_currency)).nano == 36
     assert await site.holds_in_the_ledger() == 0
+
+
+async def test_what_holds_nothing_is_charged_before_during_and_after(site: Site) -> None:
+    accounts = await site.process()
+    assert await site.standing() == (0, 0)
+    for call_id in ("req_a", "req_b"):
+        await accounts.reserve(call_id, [Hold(TEAM, 1000, 10)])
+    await site.end(accounts, "req_1", {}, {KEY: 1})
+    await site.end(accounts, "req_a", {TEAM: 1}, {KEY: 2})
+    assert await site.standing() == (3, 0)
+    await site.dies()
+    await site.end(accounts, "req_2", {}, {KEY: 4})
+    await site.end(accounts, "req_b", {TEAM: 1}, {KEY: 8})
+    assert await site.standing() == (15, 0)
+    await site.comes_back()
+    await accounts.try_again()
+    assert await site.standing() == (15, 0)
+    await site.end(accounts, "req_3", {}, {KEY: 16})
+    assert await site.standing() == (31, 0)
+    assert await site.standing(TEAM) == (2, 0)
+
+
+async def test_what_holds_nothing_is_remembered_while_nobody_can_be_told(site: Site) -> None:
+    accounts = await site.process()
+    assert await site.standing() == (0, 0)
+    await site.dies()
+    await site.store.close()
+    with pytest.raises(AccountsAway):
+        await accounts.reserve("req_1", [Hold(KEY, 100, 30)])
+    # it was made all the same
+    site.clock.advance(1)
+    now = int(site.clock() * 1000)
+    await accounts.settle("req_1", {}, [Charge(KEY, 5, now)])
+    await site.store.open()
+    await record(site.store, "req_1", {KEY: 5}, now)
+    site.clock.advance(1)
+    await site.comes_back()
+    await accounts.try_again()
+    assert await site.standing() == (5, 0)
 
 
 async def test_several_processes_agree_again(site: Site) -> None:

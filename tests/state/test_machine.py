@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from router.accounts import Account, AccountsAway, Hold, Standing
+from router.accounts import Account, AccountsAway, Charge, Hold, Standing
 from router.gates import GatesAway, Parallel, Rate
 from router.state.holding import EXPIRY, KEPT
 from router.state.machine import Machine, MachineAway
@@ -119,10 +119,18 @@ async def test_all_that_was_counted_goes_to_the_file_and_back(path: Path) -> Non
             await until(lambda: one.alone)
             assert await everything() == before
             await accounts.settle("req_late", {KEY: 100}, at=int(clock() * 1000))
+        # a call of which nothing was held, told while there are two
+        new = [Charge(KEY, 3, int(clock() * 1000))]
+        async with opened(path):
+            await accounts.settle("req_new", {}, new)
+            await accounts.settle("req_new", {}, new)
+        await until(lambda: one.alone)
+        await accounts.settle("req_new", {}, new)
+        assert await accounts.standings([KEY, day]) == [Standing(KEY, 2**65 + 103, 40), Standing(day, 2**65, 5)]
         # what expired can be charged, and what did not expires at its time
         await accounts.settle("req_old", {KEY: 7})
         clock.advance(EXPIRY + 100)
-        assert await accounts.standings([KEY]) == [Standing(KEY, 2**65 + 107, 0)]
+        assert await accounts.standings([KEY]) == [Standing(KEY, 2**65 + 110, 0)]
 
 
 async def test_calls_go_on_while_processes_come_and_go(path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import redis.asyncio
 from redis.crc import key_slot
 
-from router.accounts import Account, AccountsAway, Hold, Standing
+from router.accounts import Account, AccountsAway, Charge, Hold, Standing
 from router.gates import GatesAway, Parallel, Rate
 from router.state.redis import Redis, RedisAway
 from router.state.redis_accounts import RedisAccounts
@@ -206,6 +206,26 @@ async def test_a_restart_forgets_what_was_held_and_loses_no_charge(server: Redis
     await accounts.settle("req_3", {KEY: 6}, at=int(clock() * 1000))
     await accounts.settle("req_3", {KEY: 6}, at=int(clock() * 1000))
     assert await accounts.standings([KEY]) == [Standing(KEY, 18, 0)]
+
+
+async def test_what_a_call_held_that_was_lost_and_what_it_never_held_are_charged_once(
+    server: RedisServer, link: Redis
+) -> None:
+    clock, other = Clock(), an_account("team", "research")
+    accounts = accounts_on(link, 3, clock)
+    await accounts.reserve("req_1", [Hold(KEY, 100, 10)])
+    server.kill()
+    with pytest.raises(AccountsAway):
+        await accounts.standings([KEY])
+    await server.start()
+    await until(lambda: link.away is None)
+    assert await accounts.standings([KEY, other]) == [Standing(KEY, 3, 0), Standing(other, 3, 0)]
+    clock.advance(1)
+    now = int(clock() * 1000)
+    for _ in range(2):
+        await accounts.settle("req_1", {KEY: 5}, [Charge(other, 7, now)])
+        assert await accounts.standings([KEY, other]) == [Standing(KEY, 8, 0), Standing(other, 10, 0)]
+        await accounts.settle("req_1", {KEY: 5}, [Charge(other, 7, now)], now)
 
 
 async def test_a_restart_with_an_old_snapshot_brings_nothing_old_back(server: RedisServer, link: Redis) -> None:
