@@ -46,14 +46,15 @@ async def spent(store: Store, account: Account, convert: Convert) -> Spent:
 async def day_totals(
     connection: AsyncConnection, dialect: Dialect, account: Account, since: int, until: int | None
 ) -> list[DayTotal]:
-    """Of the account's subject, from `since` on and before `until`."""
+    """Of the account's subject, from `since` on and before `until`. What still runs is not in it: it is reserved, or
+    charged when it ends."""
     day: ColumnElement[Any] = (attempts.c.created_at // _DAY).label("day")
     # in units and billionths: what a large team spends in a month of small coins is more than 64 bits of billionths
     units, billionths = func.sum(attempts.c.cost // NANO), func.sum(attempts.c.cost % NANO)
     statement = (
         select(day, attempts.c.currency, units, billionths)
         .where(*of_attempts(_selection(account.kind, account.subject, since, until), dialect))
-        .where(attempts.c.cost.is_not(None), attempts.c.currency.is_not(None))
+        .where(attempts.c.cost.is_not(None), attempts.c.currency.is_not(None), attempts.c.outcome.is_not(None))
         .group_by(day, attempts.c.currency)
     )
     rows = await connection.execute(statement)

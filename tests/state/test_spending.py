@@ -4,9 +4,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from router.accounts import Account, Hold, Standing, account
-from router.ledger.rows import AttemptRow, Batch, Labels, Opened, Settled
+from router.ledger.rows import AttemptRow, Batch, Labels, Opened, Progress, Settled
 from router.state.holding import EXPIRY, KEPT
 from router.state.ledger_accounts import LedgerAccounts
 from router.store.ledger import bring_in
@@ -45,6 +46,17 @@ async def told(store: Store, kind: str, subject: str, per: str = "month", curren
     found = await spent(store, an_account(kind, subject, per, currency), same_currency)
     assert found.unconverted == ()
     return found.nano
+
+
+async def test_what_a_running_call_has_written_down_counts_when_it_has_ended(store: Store) -> None:
+    row = AttemptRow("req_1", 1, NOON, Labels("m", key="dw-a"), "mock", "echo", "journal-1", cost=7, currency="USD")
+    batch = Batch("journal-1")
+    batch.add(1, Progress(row))
+    await bring_in(store, batch, NOON)
+    assert await told(store, "key", "dw-a") == 0
+    batch.add(2, Settled(structs.replace(row, settled_at=NOON, outcome="interrupted")))
+    await bring_in(store, batch, NOON)
+    assert await told(store, "key", "dw-a") == 7
 
 
 async def test_each_subject_is_asked_by_its_own_column(store: Store) -> None:
