@@ -156,7 +156,7 @@ def _pricing(loaded: Loaded, addresses: Mapping[str, str | None], problems: "Pro
 def prices_of(gateway: Gateway) -> dict[str, str]:
     """What is known of the prices of the targets that routes lead to and providers list, by target."""
     config = gateway.loaded.config
-    routed = [target for route in config.models.values() for target in route.targets]
+    routed = [target for route in config.models.values() for target in route.leads_to()]
     listed = [Target(row.name, model) for row in config.providers.values() for model in row.models]
     targets = dict.fromkeys([*routed, *listed])
     coverage = gateway.backing.pricing.coverage(targets, int(time.time() * 1000))
@@ -262,7 +262,7 @@ def _adapter(
         message = f"the protocol `{row.protocol}` has no address of its own: write `base_url`"
         raise ConfigError((document.problem(path, message),))
     settings = ProviderSettings(
-        name=row.name, base_url=base_url, api_key=row.api_key, headers=row.headers, options=options
+        name=row.name, base_url=base_url, api_key=next(iter(row.api_keys), None), headers=row.headers, options=options
     )
     provider = cls(settings)
     upstream: Upstream

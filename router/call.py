@@ -6,7 +6,7 @@ call share its `Trip`, the record that grows as the call goes on.
 
 import time
 from asyncio import CancelledError
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
@@ -16,9 +16,10 @@ from msgspec import Struct
 from router.access import Budget, Limits
 from router.errors import BudgetSpent, ClientGone, ProviderError, RouterError, TimedOut
 from router.events import Event, Usage
+from router.experiment import Assigned
 from router.generated import Generated
 from router.messages import ChatRequest
-from router.pricing import Cost
+from router.pricing import Cost, Pricing
 from router.provider import Target
 
 Events: TypeAlias = AsyncGenerator[Event, None]
@@ -35,6 +36,29 @@ Outcome: TypeAlias = Literal[
     "interrupted",
 ]
 """How a call or an attempt ended. `failed` is before the first delta, `cut` after it."""
+
+
+Role: TypeAlias = Literal["first", "lesson", "retry", "fallback", "hedge", "continuation"]
+"""Why an attempt was made. `lesson`: the same target again, with what its adapter learned from the error; `retry`: again
+at a target that was tried, or with another key; `fallback`: at the next target; `hedge`: beside one that was slow;
+`continuation`: to go on with an answer whose vendor died."""
+
+
+class Terms(Struct, frozen=True):
+    """What a call keeps of the configuration it began under, whatever is loaded while it runs."""
+
+    generation: str
+    pricing: Pricing
+    is_route: Callable[[str], bool]
+    keyed: bool
+    """Whether calls need a key."""
+
+
+class Skipped(Struct, frozen=True):
+    """A target that was not tried, and why."""
+
+    target: Target
+    why: str
 
 
 class Principal(Struct, frozen=True):
@@ -100,6 +124,13 @@ class Attempt(Struct, kw_only=True):
     cost: Cost | None = None
     """Once it has ended, if there is a price."""
     vendor_request_id: str | None = None
+    role: Role = "first"
+    why: str = ""
+    """In words: the error before it, the wait, the key."""
+    key: str = ""
+    """Which of the provider's keys, where it has several: `2 of 3`."""
+    seam: int | None = None
+    """Of a continuation: characters of text that had come before it."""
 
 
 class Trip(Struct):
@@ -111,6 +142,8 @@ class Trip(Struct):
     """Unix milliseconds."""
     asked: str = ""
     """The model's name as the client wrote it."""
+    terms: Terms | None = None
+    """Set before any layer sees the call."""
     labels: object = None
     """What the ledger files the call under, once it has."""
     attempts: list[Attempt] = []
@@ -133,6 +166,14 @@ class Trip(Struct):
     """When each layer was opened, outermost first (`time.monotonic()`)."""
     candidates: tuple[Target, ...] = ()
     """Where the call could have gone, best first."""
+    skipped: tuple[Skipped, ...] = ()
+    """Targets of its route that were left out."""
+    choice: str = ""
+    """How the candidates were put in order, in words."""
+    assigned: Assigned | None = None
+    """What an experiment has decided about it."""
+    answering: Attempt | None = None
+    """Whose answer the client gets; None until one has begun."""
     recorded: bool = False
     """Whether the ledger has an open row of this call."""
     closed: bool = False
@@ -142,6 +183,8 @@ class Trip(Struct):
 
     @property
     def target(self) -> Target | None:
+        if self.answering is not None:
+            return self.answering.target
         return self.attempts[-1].target if self.attempts else None
 
     async def close(self, outermost: Events | None = None) -> None:
@@ -178,6 +221,12 @@ class Call(Struct, frozen=True, kw_only=True):
     principal: Principal | None = None
     user: str | None = None
     tags: dict[str, str] = {}
+    conversation: str | None = None
+    """The id that the client gave it: `x-deltaway-conversation`."""
+    regions: tuple[str, ...] = ()
+    """Where it may be answered, when not empty: `x-deltaway-region`, or the tag `region`."""
+    forced: dict[str, str] = {}
+    """Experiment → the arm that an admin wants for a test: `x-deltaway-experiment`."""
     origin: str = ""
     """The client's address, for logs."""
 

@@ -8,7 +8,8 @@ from router.errors import ProviderUnavailable, UnknownModel
 from router.nearest import alternatives, nearest
 from router.provider import Target
 from router.reader import short
-from router.settings import Config, ProviderRow, Route, Timeouts, overlay
+from router.route import Route, Timeouts, overlay
+from router.settings import Config, ProviderRow
 
 
 class Candidate(Struct, frozen=True):
@@ -47,7 +48,7 @@ class Catalog:
         if candidates:
             return candidates
         if candidates is not None:
-            raise self._unavailable(name, (target.provider for target in self._routes[name].targets))
+            raise self._unavailable(name, (each.target.provider for each in self._routes[name].targets))
         # a vendor's model names may hold slashes themselves
         provider, _, model = name.partition("/")
         row = self._providers.get(provider)
@@ -76,10 +77,10 @@ class Catalog:
         return Candidate(target, base if route is None else overlay(base, route.timeouts))
 
     def _available(self, route: Route) -> list[Target]:
-        return [target for target in route.targets if not self._providers[target.provider].missing]
+        return [each.target for each in route.targets if not self._providers[each.target.provider].missing]
 
     def _missing_of(self, route: Route) -> tuple[str, ...]:
-        names = (name for target in route.targets for name in self._providers[target.provider].missing)
+        names = (name for each in route.targets for name in self._providers[each.target.provider].missing)
         return tuple(dict.fromkeys(names))
 
     def _unavailable(self, name: str, providers: Iterable[str]) -> ProviderUnavailable:

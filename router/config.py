@@ -14,10 +14,13 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct, structs
 
 from router import document as documents
+from router.config_experiments import ExperimentReader
+from router.config_routes import RouteReader
 from router.document import ConfigError, Mapping, Node, Place, Problem, Scalar, Sequence
+from router.experiment import Experiment
 from router.nearest import did_you_mean
-from router.provider import Target
 from router.reader import Path, Reader, Unreadable, find, short, written
+from router.route import HealthRules, Route, Timeouts, overlay
 from router.settings import (
     PLUGINS,
     Config,
@@ -27,13 +30,9 @@ from router.settings import (
     Prices,
     ProviderEntry,
     ProviderRow,
-    Route,
-    RouteEntry,
     Server,
     SharedUrl,
     StoreUrl,
-    Timeouts,
-    overlay,
 )
 
 __all__ = ["Config", "ConfigError", "Document", "Loaded", "Problem", "defaults", "load", "parse"]
@@ -165,6 +164,8 @@ class _Check:
             ("prices", self._prices),
             ("providers", self._providers),
             ("models", self._models),
+            ("health", lambda node: self.strict.read(node, HealthRules, ("health",))),
+            ("experiments", self._experiments),
             ("plugins", self._plugins),
         ):
             entry = top.entries.get(section)
@@ -202,6 +203,7 @@ class _Check:
                 )
             self._protocol(entry.node, path)
             self._once(entry.node, "models", path)
+            self._once(entry.node, "api_keys", path)
             try:
                 row = self.lenient.read(entry.node, ProviderEntry, path)
             except Unreadable:
@@ -210,17 +212,27 @@ class _Check:
                 name=name,
                 protocol=row.protocol,
                 base_url=row.base_url,
-                api_key=row.api_key or None,
+                api_keys=row.api_keys or ((row.api_key,) if row.api_key else ()),
                 headers={str(header): value for header, value in row.headers.items()},
                 max_parallel=row.max_parallel,
                 transport=row.transport,
                 timeouts=None if row.timeouts is None else overlay(Timeouts(), row.timeouts),
                 models=row.models,
+                can=row.can,
                 price_list=row.price_list,
                 options=row.options,
-                missing=tuple(documents.unset(entry.node)),
+                missing=self._missing(entry.node, row),
             )
         return found
+
+    def _missing(self, node: Node, row: ProviderEntry) -> tuple[str, ...]:
+        """The variables that the row waits for. Of several keys one will do."""
+        unset = documents.unset(node)
+        keys, _ = find(node, ("api_keys",))
+        if keys is not None and any(row.api_keys):
+            for name in documents.unset(keys):
+                unset.pop(name, None)
+        return tuple(unset)
 
     def _protocol(self, row: Node, path: Path) -> None:
         node, _ = find(row, ("protocol",))
@@ -259,53 +271,12 @@ class _Check:
         return node.entries.keys() if isinstance(node, Mapping) else Config().providers.keys()
 
     def _models(self, node: Node) -> dict[str, Route]:
-        found: dict[str, Route] = {}
-        for name, entry in self.strict.mapping(node, ("models",)).entries.items():
-            path: Path = ("models", name)
-            if not re.fullmatch(r"[\x21-\x7e]+", name):
-                self.strict.report(
-                    entry.place, f"`{short(name)}` cannot name a route: use printable ASCII without white space"
-                )
-            targets = self._targets(entry.node, path)
-            try:
-                route = self.strict.read(entry.node, RouteEntry, path)
-            except Unreadable:
-                continue
-            found[name] = Route(name, targets, route.timeouts)
-        return found
+        return RouteReader(self.strict, self._provider_names()).routes(node)
 
-    def _targets(self, route: Node, path: Path) -> tuple[Target, ...]:
-        """The route's targets; what is not written as a target at all is the reader's to report."""
-        node, _ = find(route, ("targets",))
-        if not isinstance(node, Sequence):
-            return ()
-        if not node.items:
-            self.strict.report(node.place, f"{written((*path, 'targets'))} is empty: list a target, provider/model")
-        found: dict[Target, None] = {}
-        for index, item in enumerate(node.items):
-            inner, _ = find(item, ("target",)) if isinstance(item, Mapping) else (item, None)
-            if isinstance(inner, Scalar) and isinstance(inner.value, str):
-                target = self._target(inner, inner.value, (*path, "targets", index))
-                if target is not None and target in found:
-                    self.strict.report(inner.place, f"{written((*path, 'targets', index))} is in the list twice")
-                elif target is not None:
-                    found[target] = None
-        return tuple(found)
-
-    def _target(self, node: Scalar, text: str, path: Path) -> Target | None:
-        provider, slash, model = text.partition("/")
-        shown = f" `{short(text)}`" if not node.names else ""
-        names = self._provider_names()
-        if not slash or not provider or not re.fullmatch(r"[\x21-\x7e]+", model):
-            hint = f": write `{provider}/` and the model's name" if provider in names and not node.names else ""
-            self.strict.report(node.place, f"{written(path)}{shown} is not a target, which is provider/model{hint}")
-            return None
-        if provider not in names:
-            known = f"(providers here: {', '.join(map(short, sorted(names))) or 'none'})"
-            unknown = f" `{short(provider)}`" if not node.names else ""
-            self.strict.report(node.place, f"unknown provider{unknown}{did_you_mean(provider, names)} {known}")
-            return None
-        return Target(provider, model)
+    def _experiments(self, node: Node) -> dict[str, Experiment]:
+        models, _ = find(self.root, ("models",))
+        names = models.entries.keys() if isinstance(models, Mapping) else ()
+        return ExperimentReader(self.strict, RouteReader(self.strict, self._provider_names()), names).experiments(node)
 
     # -- plugins ---------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias, TypeVar
 
 from router.call import Trip
 from router.errors import TimedOut
+from router.route import Timeouts
 from router.running import interrupt
-from router.settings import Timeouts
 
 T = TypeVar("T")
 Phase: TypeAlias = Literal["first_token", "idle", "total"]

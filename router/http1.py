@@ -18,7 +18,7 @@ import httptools
 from msgspec import Struct
 
 from router.provider import HttpHead, HttpRequest
-from router.settings import Timeouts
+from router.route import Timeouts
 
 HIGH_WATER: Final = 1024 * 1024
 """Bytes of a body that may wait unread before the socket is no longer read."""

@@ -11,6 +11,7 @@ _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)[ ]?(ms|s|m|h)")
 _SECONDS: Final[dict[str, float]] = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _LONGEST: Final = 720 * 3600
 """Thirty days, in seconds."""
+_SHARE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?) ?%")
 _SIZE: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)[ ]?(B|KB|MB|GB|KiB|MiB|GiB)?")
 _BYTES: Final[dict[str, int]] = {
     "B": 1,
@@ -58,6 +59,19 @@ class Timeout(Duration):
         if seconds <= 0:
             raise ValueError("must be more than 0s: an answer needs some time")
         return seconds
+
+
+class Share(float):
+    """A part of a whole, from 0 to 1, written as a percentage: `20%`."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError(f"must be a percentage: write {value}%")
+        match = _SHARE.fullmatch(value) if isinstance(value, str) else None
+        if match is None or float(match[1]) > 100:
+            raise ValueError("must be a percentage from 0% to 100%, such as 20%")
+        return cls(float(match[1]) / 100)
 
 
 class Size(int):

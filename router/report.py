@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from router.quantities import size, written
-from router.settings import Config, ProviderRow, Route, Server, StoreUrl
+from router.route import Route
+from router.settings import Config, ProviderRow, Server, StoreUrl
 
 
 def report(config: Config, prices: Mapping[str, str] | None = None) -> list[str]:
@@ -40,8 +41,8 @@ def _provider(row: ProviderRow) -> str:
 
 def _route(route: Route, config: Config) -> str:
     targets = [
-        f"{target} (unavailable)" if config.providers[target.provider].missing else str(target)
-        for target in route.targets
+        f"{each.target} (unavailable)" if config.providers[each.target.provider].missing else str(each.target)
+        for each in route.targets
     ]
     return ", then ".join(targets)
 

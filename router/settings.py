@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
+from router.experiment import Experiment, ExperimentEntry
 from router.money import checked_currency
-from router.provider import Target
-from router.quantities import Duration, Size, Timeout
+from router.quantities import Duration, Size
+from router.route import Can, HealthRules, Route, RouteEntry, Timeouts, TimeoutsEntry
 
 Transport: TypeAlias = Literal["native", "aiohttp", "httpx"]
 Missing: TypeAlias = tuple[str, ...]
@@ -171,6 +172,10 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes of a request's body."""
     cors: Cors | None = None
     shutdown: Shutdown = Shutdown()
+    watch: bool = False
+    """Whether a change of the file is taken up without being told."""
+    region: str | None = None
+    """Where this gateway runs: targets of this region come first."""
 
     def __post_init__(self) -> None:
         if not 1024 <= self.body_limit <= 1024**3:
@@ -275,40 +280,6 @@ class Prices(Struct, frozen=True, forbid_unknown_fields=True):
     """A call whose price is not known: made and flagged, or refused."""
 
 
-# -- timeouts ------------------------------------------------------------------------------------------------------
-
-
-class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
-    """How long one attempt may take, in seconds: `connect` to connect, `first_token` from the request to the first
-    delta, `idle` between two deltas, `total` in all."""
-
-    connect: float = 5
-    first_token: float = 60
-    idle: float = 60
-    total: float = 600
-
-
-class TimeoutsEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """Timeouts as they are written: what is left out comes from the next level (route, provider, default)."""
-
-    connect: Timeout | None = None
-    first_token: Timeout | None = None
-    idle: Timeout | None = None
-    total: Timeout | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("connect", "first_token", "idle"):
-            value = getattr(self, name)
-            if value is not None and self.total is not None and value > self.total:
-                raise ValueError(f"`{name}` is longer than `total`, which ends the attempt before it")
-
-
-def overlay(base: Timeouts, over: TimeoutsEntry | Timeouts | None) -> Timeouts:
-    """`base` with what `over` says."""
-    said = {} if over is None else msgspec.structs.asdict(over)
-    return msgspec.structs.replace(base, **{name: float(value) for name, value in said.items() if value is not None})
-
-
 # -- providers -----------------------------------------------------------------------------------------------------
 
 
@@ -316,13 +287,19 @@ class ProviderEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     protocol: str
     base_url: BaseUrl | None = None
     api_key: Secret | None = None
+    api_keys: tuple[Secret, ...] = ()
     headers: dict[HeaderName, HeaderValue] = {}
     max_parallel: Annotated[int, Meta(ge=1)] = 1000
     transport: Transport = "native"
     timeouts: TimeoutsEntry | None = None
     models: tuple[ModelName, ...] = ()
+    can: dict[str, Can] = {}
     price_list: str | None = None
     options: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and self.api_keys:
+            raise ValueError("write either `api_key` or `api_keys`")
 
 
 class ProviderRow(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -333,7 +310,8 @@ class ProviderRow(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """A name that `providers` knows, or `package.module:Class`."""
     base_url: str | None = None
     """Without a slash at its end; None: the protocol's own."""
-    api_key: str | None = None
+    api_keys: tuple[str, ...] = ()
+    """Used in turns. A key whose variable is not set is left out; without any that is set the row is unavailable."""
     headers: dict[str, str] = {}
     """Names are in lower case."""
     max_parallel: int = 1000
@@ -341,6 +319,8 @@ class ProviderRow(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     timeouts: Timeouts | None = None
     models: tuple[str, ...] = ()
     """Models to list; others can be called all the same."""
+    can: dict[str, Can] = {}
+    """A shell pattern of models' names → what these are able to do. The first that matches counts."""
     price_list: str | None = None
     """Whose prices hold, by their name in the price book; None: those that `base_url` or the protocol tell."""
     options: dict[str, Any] = {}
@@ -348,31 +328,11 @@ class ProviderRow(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     missing: Missing = ()
 
     def __repr__(self) -> str:
-        # keys stand in `api_key`, `headers` and `options`: none of them belongs into a log
+        # keys stand in `api_keys`, `headers` and `options`: none of them belongs into a log
         return f"ProviderRow(name={self.name!r}, protocol={self.protocol!r}, missing={self.missing!r}, …)"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [("name", self.name), ("protocol", self.protocol), ("missing", self.missing)]
-
-
-# -- routes --------------------------------------------------------------------------------------------------------
-
-
-class TargetEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    target: str
-
-
-class RouteEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    targets: tuple[str | TargetEntry, ...]
-    timeouts: TimeoutsEntry | None = None
-
-
-class Route(Struct, frozen=True, forbid_unknown_fields=True):
-    """A name that clients ask for. The first target whose provider is available is used."""
-
-    name: str
-    targets: tuple[Target, ...]
-    timeouts: TimeoutsEntry | None = None
 
 
 # -- plugins and the whole -----------------------------------------------------------------------------------------
@@ -407,6 +367,8 @@ class ConfigEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     prices: Prices = Prices()
     providers: dict[str, ProviderEntry] = {}
     models: dict[str, RouteEntry] = {}
+    health: HealthRules = HealthRules()
+    experiments: dict[str, ExperimentEntry] = {}
     plugins: tuple[str | dict[str, Any], ...] = ()
 
 
@@ -431,4 +393,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     prices: Prices = Prices()
     providers: dict[str, ProviderRow] = msgspec.field(default_factory=lambda: {MOCK.name: MOCK})
     models: dict[str, Route] = {}
+    health: HealthRules = HealthRules()
+    experiments: dict[str, Experiment] = {}
     plugins: tuple[PluginRow, ...] = PLUGINS

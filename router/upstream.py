@@ -21,7 +21,8 @@ from httpx_aiohttp.transport import AiohttpResponseStream
 from router import http1
 from router.errors import Overloaded, ProtocolViolated, ProviderError, RouterError, TimedOut, Unreachable
 from router.provider import HttpHead, HttpRequest, InProcess
-from router.settings import Timeouts, Transport
+from router.route import Timeouts
+from router.settings import Transport
 
 READ_SIZE: Final = 256 * 1024
 """Bytes taken at most in one read: what the kernel has at hand becomes one batch of events."""

@@ -7,7 +7,7 @@ import pytest
 from router.call import Trip, new_trip
 from router.deadline import Deadline
 from router.errors import TimedOut
-from router.settings import Timeouts
+from router.route import Timeouts
 
 LIMITS = Timeouts(connect=5, first_token=0.05, idle=0.05, total=60)
 

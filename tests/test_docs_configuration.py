@@ -15,7 +15,8 @@ from providers import load_provider
 from router.catalog import Catalog
 from router.config import ConfigError, load, parse
 from router.quantities import Duration, Size, size
-from router.settings import ConfigEntry, Timeouts, TimeoutsEntry
+from router.route import Timeouts, TimeoutsEntry
+from router.settings import ConfigEntry
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "configuration.md").read_text("utf-8")

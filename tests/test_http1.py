@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from router.http1 import HIGH_WATER, CannotConnect, ConnectTimeout, Http1, NotHttp, parse_origin
 from router.provider import HttpRequest
-from router.settings import Timeouts
+from router.route import Timeouts
 
 LIMITS = Timeouts(connect=2)
 HELLO = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"

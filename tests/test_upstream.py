@@ -19,7 +19,8 @@ from router.errors import (
     Unreachable,
 )
 from router.provider import HttpRequest
-from router.settings import Timeouts, Transport
+from router.route import Timeouts
+from router.settings import Transport
 from router.upstream import CAUSES, HttpUpstream, HttpxCarrier, make_carrier, mapped_error
 from support.vendor import Exchange, vendor
 

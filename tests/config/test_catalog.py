@@ -6,7 +6,7 @@ from router.catalog import Candidate, Catalog, Listed
 from router.config import defaults, parse
 from router.errors import ProviderUnavailable, UnknownModel
 from router.provider import Target
-from router.settings import Timeouts
+from router.route import Timeouts
 
 TEXT = """
 providers:

@@ -8,7 +8,8 @@ from rich.pretty import pretty_repr
 
 from router.config import ConfigError, defaults, load, parse
 from router.provider import Target
-from router.settings import Config, PluginRow, ProviderRow, Route, Server, Timeouts, overlay
+from router.route import Route, Timeouts, overlay
+from router.settings import Config, PluginRow, ProviderRow, Server
 
 
 def config(text: str, environ: dict[str, str] | None = None) -> Config:
