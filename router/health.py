@@ -3,6 +3,7 @@
 All times are seconds of the clock that is given; nothing here waits or asks anybody.
 """
 
+import hashlib
 from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -67,3 +68,8 @@ class Health(Protocol):
     def tells(self, provider: str, key: str) -> KeyTrouble | None:
         """Why it rests, when it is not just limited."""
         ...
+
+
+def key_id(provider: str, key: str) -> str:
+    """A key as health, logs and other processes know it: 12 hexadecimal digits that do not tell it."""
+    return hashlib.sha256(f"{provider}\0{key}".encode()).hexdigest()[:12]
