@@ -128,7 +128,7 @@ def backing(
         pricing,
         state.gates,
         state.accounts,
-        lambda model: tuple(candidate.target for candidate in catalog.resolve(model)),
+        catalog.reaches,
         catalog.is_route,
     )
     return Backing(

@@ -1,6 +1,7 @@
 """A name that a client asks for → the targets that can answer. Pure: made from the configuration, asks nobody."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from msgspec import Struct
 
@@ -8,15 +9,27 @@ from router.errors import ProviderUnavailable, UnknownModel
 from router.nearest import alternatives, nearest
 from router.provider import Target
 from router.reader import short
-from router.route import Route, Timeouts, overlay
+from router.route import Balance, FallbackClass, Hedge, Retry, Route, RouteTarget, Timeouts, overlay
+from router.routing.candidates import Candidate
 from router.settings import Config, ProviderRow
 
 
-class Candidate(Struct, frozen=True):
-    """One target a call may go to, and how long an attempt at it may take."""
+_ONCE: Final = Retry(attempts=1)
 
-    target: Target
-    timeouts: Timeouts
+
+class Way(Struct, frozen=True):
+    """Where a name leads to."""
+
+    name: str
+    candidates: tuple[Candidate, ...]
+    """Those whose provider is available, in the order of the file; never empty."""
+    is_route: bool = False
+    balance: Balance = "ordered"
+    retry: Retry = _ONCE
+    fallback: dict[FallbackClass, tuple[Candidate, ...]] = {}
+    """Targets for calls that those of the route cannot serve, as far as they are available."""
+    hedge: Hedge | None = None
+    continuation: bool = False
 
 
 class Listed(Struct, frozen=True):
@@ -34,20 +47,21 @@ class Catalog:
         self._providers = config.providers
         self._routes = config.models
         self._timeouts = {row.name: overlay(Timeouts(), row.timeouts) for row in config.providers.values()}
-        self._candidates = {
-            route.name: tuple(self._candidate(target, route) for target in self._available(route))
-            for route in config.models.values()
+        self._ways = {route.name: self._way(route) for route in config.models.values()}
+        self._arms: dict[str, tuple[Target, ...]] = {
+            each.route: tuple(arm.target for arm in each.arms if arm.target is not None)
+            for each in config.experiments.values()
         }
 
-    def resolve(self, name: str) -> tuple[Candidate, ...]:
-        """The candidates for `name`, best first; never empty. A route's name wins over `provider/model`.
+    def resolve(self, name: str) -> Way:
+        """Where `name` leads to. A route's name wins over `provider/model`.
 
         Raises `UnknownModel` with the nearest names, `ProviderUnavailable` with the variables to set.
         """
-        candidates = self._candidates.get(name)
-        if candidates:
-            return candidates
-        if candidates is not None:
+        way = self._ways.get(name)
+        if way is not None and way.candidates:
+            return way
+        if way is not None:
             raise self._unavailable(name, (each.target.provider for each in self._routes[name].targets))
         # a vendor's model names may hold slashes themselves
         provider, _, model = name.partition("/")
@@ -56,7 +70,22 @@ class Catalog:
             raise self._unknown(name)
         if row.missing:
             raise self._unavailable(name, (provider,))
-        return (self._candidate(Target(provider, model), None),)
+        return Way(name, (self._candidate(RouteTarget(Target(provider, model)), None),))
+
+    def arm(self, route: str, target: Target) -> Candidate | None:
+        """The target of an experiment's arm, as a candidate of the route; None while its provider is unavailable."""
+        if self._providers[target.provider].missing:
+            return None
+        known = next((each for each in self._routes[route].targets if each.target == target), None)
+        return self._candidate(known or RouteTarget(target), self._routes[route])
+
+    def reaches(self, name: str) -> tuple[Target, ...]:
+        """Every target that a call to `name` may reach: also by fallback, and as an experiment's arm. Raises as
+        `resolve` does."""
+        way = self.resolve(name)
+        fallen = (each for listed in way.fallback.values() for each in listed)
+        arms = (target for target in self._arms.get(name, ()) if not self._providers[target.provider].missing)
+        return tuple(dict.fromkeys([*(each.target for each in (*way.candidates, *fallen)), *arms]))
 
     def is_route(self, name: str) -> bool:
         return name in self._routes
@@ -64,20 +93,48 @@ class Catalog:
     def models(self) -> list[Listed]:
         """Routes, then the models that the providers list, in the configuration's order; no name twice."""
         names = [
-            Listed(name, "deltaway", bool(candidates), () if candidates else self._missing_of(self._routes[name]))
-            for name, candidates in self._candidates.items()
+            Listed(
+                name, "deltaway", bool(way.candidates), () if way.candidates else self._missing_of(self._routes[name])
+            )
+            for name, way in self._ways.items()
         ]
         for row in self._providers.values():
             full = (f"{row.name}/{model}" for model in row.models)
             names += [Listed(name, row.name, not row.missing, row.missing) for name in full if name not in self._routes]
         return names
 
-    def _candidate(self, target: Target, route: Route | None) -> Candidate:
-        base = self._timeouts[target.provider]
-        return Candidate(target, base if route is None else overlay(base, route.timeouts))
+    def _way(self, route: Route) -> Way:
+        return Way(
+            route.name,
+            self._available(route, route.targets),
+            True,
+            route.balance,
+            route.retry,
+            {
+                kind: self._available(route, [RouteTarget(target) for target in targets])
+                for kind, targets in route.fallback.items()
+            },
+            route.hedge,
+            route.continuation,
+        )
 
-    def _available(self, route: Route) -> list[Target]:
-        return [each.target for each in route.targets if not self._providers[each.target.provider].missing]
+    def _available(self, route: Route, targets: Iterable[RouteTarget]) -> tuple[Candidate, ...]:
+        return tuple(
+            self._candidate(each, route) for each in targets if not self._providers[each.target.provider].missing
+        )
+
+    def _candidate(self, each: RouteTarget, route: Route | None) -> Candidate:
+        target = each.target
+        base = self._timeouts[target.provider]
+        return Candidate(
+            target,
+            base if route is None else overlay(base, route.timeouts),
+            each.weight,
+            each.region,
+            each.max_parallel,
+            each.when,
+            each.can,
+        )
 
     def _missing_of(self, route: Route) -> tuple[str, ...]:
         names = (name for each in route.targets for name in self._providers[each.target.provider].missing)

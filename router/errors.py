@@ -26,6 +26,7 @@
         ├── Rejected                 400  the vendor refuses the request
         │   ├── ContextTooLong       400
         │   ├── ContentFiltered      400
+        │   ├── Unsupported          400  a feature that this model or vendor has not
         │   └── VendorModelUnknown   404
         ├── VendorAuthFailed         502  the vendor refuses our key
         ├── VendorQuotaExhausted     502  our account there is empty or in arrears
@@ -209,7 +210,10 @@ class InternalError(GatewayError):
 
 
 class ProviderError(RouterError):
-    """A vendor's failure. `vendor_*` are for logs and receipts; `message` quotes the vendor, shortened."""
+    """A vendor's failure. `vendor_*` are for logs and receipts; `message` quotes the vendor, shortened.
+
+    `vendor_retry`: what the vendor itself says of another try at it (`x-should-retry`), if it does.
+    """
 
     status = 502
     kind: ClassVar[Kind] = "upstream"
@@ -226,11 +230,13 @@ class ProviderError(RouterError):
         vendor_status: int | None = None,
         vendor_code: str | None = None,
         vendor_request_id: str | None = None,
+        vendor_retry: bool | None = None,
     ) -> None:
         super().__init__(message, code=code, param=param, retry_after=retry_after)
         self.vendor_status = vendor_status
         self.vendor_code = vendor_code
         self.vendor_request_id = vendor_request_id
+        self.vendor_retry = vendor_retry
 
 
 class Rejected(ProviderError):
@@ -246,6 +252,10 @@ class ContextTooLong(Rejected):
 
 class ContentFiltered(Rejected):
     code = "content_filter"
+
+
+class Unsupported(Rejected):
+    code = "unsupported"
 
 
 class VendorModelUnknown(Rejected):

@@ -55,7 +55,7 @@ def model_routes(catalog: Catalog, authenticator: Authenticator | None, started:
             if listed.id == name:
                 return _model(listed, started)
         # not listed, and yet `provider/model` always works; or else the error knows near names
-        provider = catalog.resolve(name)[0].target.provider
+        provider = catalog.resolve(name).candidates[0].target.provider
         return Model(name, started, provider, available=True)
 
     return [list_models, retrieve_model]
