@@ -7,7 +7,9 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Double,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     SmallInteger,
@@ -21,6 +23,8 @@ metadata: Final = MetaData()
 _JSON: Final = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 _OPEN: Final = text("outcome IS NULL")
 """Few rows are open at a time: what a dead process left is found without reading the others."""
+_SHADOW: Final = text("shadow_of IS NOT NULL")
+"""Few calls are repeated, and only those are looked for by the call that they repeat."""
 
 
 def _labels() -> list[Column[object]]:
@@ -94,6 +98,10 @@ attempts: Final = Table(
     Column("price", Text),
     Column("counted_input", BigInteger),
     Column("counted_output", BigInteger),
+    Column("role", Text),
+    Column("why", Text),
+    Column("vendor_key", Text),
+    Column("seam", BigInteger),
     Index("attempts_by_time", "created_at"),
     Index("attempts_by_key", "key", "created_at"),
     Index("attempts_open", "journal", sqlite_where=_OPEN, postgresql_where=_OPEN),
@@ -165,7 +173,8 @@ revisions: Final = Table(
     Column("name", Text, primary_key=True),
     Column("number", BigInteger, nullable=False),
 )
-"""Counts every change to keys and owners, so that all processes see one by asking for a number."""
+"""Counts every change to keys and owners, and to the states of experiments, so that all processes see one by asking for
+a number."""
 
 secrets: Final = Table(
     "secrets", metadata, Column("name", Text, primary_key=True), Column("value", LargeBinary, nullable=False)
@@ -183,3 +192,62 @@ holds: Final = Table(
     Index("holds_by_owner", "owner"),
 )
 """What running calls have reserved, while the shared state is away."""
+
+exposures: Final = Table(
+    "exposures",
+    metadata,
+    Column("call_id", Text, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("experiment", Text, nullable=False),
+    Column("arm", Text, nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("forced", Boolean, nullable=False),
+    Column("shares", Text, nullable=False),
+    Column("shadow_of", Text),
+    Column("journal", Text, nullable=False),
+    Index("exposures_by_experiment", "experiment", "created_at"),
+    Index("exposures_by_original", "shadow_of", sqlite_where=_SHADOW, postgresql_where=_SHADOW),
+)
+"""What experiments have decided about calls: `router.experiment.Assigned`, a row a call."""
+
+feedback: Final = Table(
+    "feedback",
+    metadata,
+    Column("call_id", Text, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("value", Double, nullable=False),
+    Column("comment", Text),
+    Column("key", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+"""What clients say of answers; `key` said it. The value of a binary metric is 0 or 1."""
+
+experiment_states: Final = Table(
+    "experiment_states",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("stopped", _JSON, nullable=False),
+    Column("shares", _JSON),
+    Column("why", _JSON, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+"""What became of experiments while they run: arms that a guardrail has stopped, and shares that were adapted."""
+
+instances: Final = Table(
+    "instances",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("generation", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("wanted", BigInteger, nullable=False),
+    Column("error", Text),
+    Column("seen_at", BigInteger, nullable=False),
+)
+"""The processes that serve, and which configuration each of them has in force."""
