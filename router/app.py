@@ -1,7 +1,6 @@
 """The composition root: a configuration becomes a running application. The only importer of providers and plugins."""
 
 import os
-import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from msgspec import Struct
 from plugins import known_plugins, load_plugin
 from plugins.auth import Auth
 from providers import known_protocols, load_provider
+from router.adapters import build_adapter
 from router.backing import Backing, backing
 from router.call import Principal
 from router.catalog import Catalog
@@ -41,13 +41,13 @@ from router.keyring import Keyring
 from router.lifecycle import lifespan
 from router.plugin import Authenticator, CallNext, Plugin, check_order, compose
 from router.prices.pricing import PriceBookPricing, price_book
-from router.provider import InProcess, Provider, ProviderSettings, Target
+from router.provider import Target
 from router.reader import Path
 from router.running import Running
 from router.services import Services
-from router.settings import Cors, PluginRow, ProviderRow
+from router.settings import Cors, PluginRow
 from router.telemetry import configure
-from router.upstream import CarrierFactory, HttpUpstream, InProcessUpstream, Upstream, make_carrier, tls_context
+from router.upstream import CarrierFactory, make_carrier, tls_context
 from router.wire.openai_chat import ChatCompletionRequest
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = 
         with problems.gathered():
             provider = _loaded(load_provider, row.protocol, document, ("providers", row.name, "protocol"))
             addresses[row.protocol] = provider.base_url
-            adapter = _adapter(row, provider, document, context, carrier)
+            adapter = build_adapter(row, provider, document, context, carrier)
             if adapter is not None:
                 adapters[row.name] = adapter
     kinds: dict[str, type[Plugin]] = {}
@@ -247,30 +247,6 @@ def from_environment() -> Litestar:
     environ = dict(os.environ)
     loaded = read_config(environ.get(CONFIG_VARIABLE) or None, environ)
     return create_app(build(loaded, environ))
-
-
-def _adapter(
-    row: ProviderRow, cls: type[Provider], document: Document, context: ssl.SSLContext, carrier: CarrierFactory
-) -> Adapter | None:
-    """None for a row that lacks a variable; what it does say is checked all the same."""
-    path = ("providers", row.name)
-    options = document.convert((*path, "options"), cls.Options)
-    if row.missing:
-        return None
-    base_url = row.base_url or cls.base_url
-    if base_url is None:
-        message = f"the protocol `{row.protocol}` has no address of its own: write `base_url`"
-        raise ConfigError((document.problem(path, message),))
-    settings = ProviderSettings(
-        name=row.name, base_url=base_url, api_key=next(iter(row.api_keys), None), headers=row.headers, options=options
-    )
-    provider = cls(settings)
-    upstream: Upstream
-    if isinstance(provider, InProcess):
-        upstream = InProcessUpstream(row.name, provider)
-    else:
-        upstream = HttpUpstream(row.name, carrier(row.transport, context), row.max_parallel)
-    return Adapter(provider, upstream)
 
 
 def _plugin(row: PluginRow, kind: Any, document: Document, services: Services) -> Plugin:

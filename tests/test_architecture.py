@@ -55,6 +55,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     # what does the work
     "machinery": (
+        "router.adapters",
         "router.bill",
         "router.backing",
         "router.catalog",
