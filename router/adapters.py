@@ -1,12 +1,65 @@
-"""A provider's row becomes an adapter: its protocol with its keys, and what carries the bytes."""
+"""One configured provider, ready to be called: its protocol once for each of its keys, and what carries the bytes."""
 
 import ssl
+from collections.abc import Sequence
+
+from msgspec import Struct
 
 from router.config import ConfigError, Document
-from router.dispatch import Adapter
+from router.health import Health, key_id
 from router.provider import InProcess, Provider, ProviderSettings
 from router.settings import ProviderRow
 from router.upstream import CarrierFactory, HttpUpstream, InProcessUpstream, Upstream
+
+
+class Keyed(Struct, frozen=True):
+    """The provider with one of its keys."""
+
+    provider: Provider
+    id: str = ""
+    """`router.health.key_id` of the key; empty where there is none."""
+    place: str = ""
+    """`2 of 3`; empty for the only one."""
+
+
+class Adapter:
+    """Its keys are used in turns; those that rest are left out as long as there are others."""
+
+    __slots__ = ("_turn", "keyed", "name", "upstream")
+
+    def __init__(self, name: str, keyed: Sequence[Keyed], upstream: Upstream) -> None:
+        self.name = name
+        self.keyed = tuple(keyed)
+        self.upstream = upstream
+        self._turn = 0
+
+    @property
+    def provider(self) -> Provider:
+        return self.keyed[0].provider
+
+    def next_key(self, health: Health) -> Keyed:
+        """The key whose turn it is; when all rest, the one that is free the soonest."""
+        keyed = self.keyed
+        if len(keyed) == 1:
+            return keyed[0]
+        free = [each for each in keyed if health.key_free_at(self.name, each.id) is None]
+        if not free:
+            return min(keyed, key=lambda each: health.key_free_at(self.name, each.id) or 0.0)
+        self._turn += 1
+        return free[self._turn % len(free)]
+
+    def has_free_key(self, health: Health) -> bool:
+        return any(health.key_free_at(self.name, each.id) is None for each in self.keyed)
+
+    def free_at(self, health: Health) -> float | None:
+        """When one of the keys may be used; None: now."""
+        soonest: float | None = None
+        for each in self.keyed:
+            at = health.key_free_at(self.name, each.id) if each.id else None
+            if at is None:
+                return None
+            soonest = at if soonest is None else min(soonest, at)
+        return soonest
 
 
 def build_adapter(
@@ -21,13 +74,23 @@ def build_adapter(
     if base_url is None:
         message = f"the protocol `{row.protocol}` has no address of its own: write `base_url`"
         raise ConfigError((document.problem(path, message),))
-    settings = ProviderSettings(
-        name=row.name, base_url=base_url, api_key=next(iter(row.api_keys), None), headers=row.headers, options=options
-    )
-    provider = cls(settings)
+    keys = row.api_keys or (None,)
+    providers = [
+        cls(ProviderSettings(name=row.name, base_url=base_url, api_key=key, headers=row.headers, options=options))
+        for key in keys
+    ]
+    first = providers[0]
     upstream: Upstream
-    if isinstance(provider, InProcess):
-        upstream = InProcessUpstream(row.name, provider)
+    if isinstance(first, InProcess):
+        upstream = InProcessUpstream(row.name, first)
     else:
         upstream = HttpUpstream(row.name, carrier(row.transport, context), row.max_parallel)
-    return Adapter(provider, upstream)
+    keyed = [
+        Keyed(
+            provider,
+            "" if key is None else key_id(row.name, key),
+            f"{place} of {len(keys)}" if len(keys) > 1 else "",
+        )
+        for place, (provider, key) in enumerate(zip(providers, keys, strict=True), 1)
+    ]
+    return Adapter(row.name, keyed, upstream)

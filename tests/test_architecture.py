@@ -56,6 +56,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # what does the work
     "machinery": (
         "router.adapters",
+        "router.attempts",
         "router.bill",
         "router.backing",
         "router.catalog",
@@ -86,6 +87,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "router.store",
         "router.store.*",
         "router.telemetry",
+        "router.trials",
         "router.upstream",
     ),
     # what speaks HTTP: to our clients, and as a client of ours for the command line

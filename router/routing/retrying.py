@@ -105,13 +105,14 @@ class RetryBudget:
 
     __slots__ = ("_at", "_most", "_reserve", "_saved", "_share", "_tokens")
 
-    def __init__(self, share: float, reserve: float) -> None:
+    def __init__(self, share: float, reserve: float, saved: float = 0.0) -> None:
+        """`saved`: extra attempts that may be made at once."""
         self._share = share
         self._reserve = reserve
         self._saved = reserve * _BURST
         """What flows in with time, up to a bound."""
         self._most = max(100.0 * share, 1.0)
-        self._tokens = 0.0
+        self._tokens = saved
         """What calls have put in."""
         self._at: float | None = None
 
