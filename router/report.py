@@ -1,10 +1,15 @@
 """What `deltaway check` says about a valid configuration, as lines of text. Pure: somebody else prints them."""
 
 from collections.abc import Mapping
+from typing import Final
 
+from router.experiment import Experiment
 from router.quantities import size, written
-from router.route import Route
+from router.route import Route, RouteTarget
 from router.settings import Config, ProviderRow, Server, StoreUrl
+
+
+_BALANCES: Final = {"weighted": "by weight", "latency": "the fastest first", "cost": "the cheapest first"}
 
 
 def report(config: Config, prices: Mapping[str, str] | None = None) -> list[str]:
@@ -17,6 +22,10 @@ def report(config: Config, prices: Mapping[str, str] | None = None) -> list[str]
     lines += ["", "routes (any provider/model works beside them)"]
     width = max(map(len, config.models), default=0)
     lines += [f"  {name:<{width}}  {_route(route, config)}" for name, route in config.models.items()] or ["  none"]
+    if config.experiments:
+        lines += ["", "experiments"]
+        width = max(map(len, config.experiments))
+        lines += [f"  {name:<{width}}  {_experiment(each)}" for name, each in config.experiments.items()]
     if prices:
         lines += ["", "prices (of a million tokens)"]
         width = max(map(len, prices))
@@ -40,11 +49,39 @@ def _provider(row: ProviderRow) -> str:
 
 
 def _route(route: Route, config: Config) -> str:
-    targets = [
-        f"{each.target} (unavailable)" if config.providers[each.target.provider].missing else str(each.target)
-        for each in route.targets
-    ]
-    return ", then ".join(targets)
+    targets = [_target(each, route, config) for each in route.targets]
+    between = {"ordered": ", then ", "weighted": ", ", "latency": ", ", "cost": ", "}[route.balance]
+    words = [between.join(targets)]
+    if route.balance != "ordered":
+        words.append(
+            {"weighted": "by weight", "latency": "the fastest first", "cost": "the cheapest first"}[route.balance]
+        )
+    words += [f"{kind} → {', '.join(map(str, listed))}" for kind, listed in route.fallback.items()]
+    if route.hedge is not None:
+        words.append(f"hedged after {written(route.hedge.after)}")
+    if route.continuation:
+        words.append("continued in the middle")
+    return "; ".join(words)
+
+
+def _target(each: RouteTarget, route: Route, config: Config) -> str:
+    words = str(each.target)
+    if route.balance == "weighted":
+        words += f" ×{each.weight:g}"
+    if each.region is not None:
+        words += f" in {each.region}"
+    return f"{words} (unavailable)" if config.providers[each.target.provider].missing else words
+
+
+def _experiment(experiment: Experiment) -> str:
+    arms = ", ".join(f"{arm.name} {arm.share:g} %" for arm in experiment.arms)
+    words = [f"on {experiment.route} by {experiment.unit}: {arms}"]
+    if experiment.holdout:
+        words.append(f"{experiment.holdout:g} % held out")
+    if experiment.shadow is not None:
+        shadow = experiment.shadow
+        words.append(f"shadow {shadow.target} {shadow.share:g} % up to {shadow.budget}")
+    return "; ".join(words)
 
 
 def _ledger(config: Config) -> str:

@@ -55,3 +55,37 @@ def test_the_report_names_the_store_without_its_password_and_the_prices() -> Non
     lines = report(config, {"mock/echo": "free"})
     assert "  postgresql://me@db.example.com/deltaway, durability store, journal in deltaway.journal" in lines
     assert lines[lines.index("prices (of a million tokens)") + 1] == "  mock/echo  free"
+
+
+ROUTES = """
+providers:
+  a: {protocol: mock}
+  b: {protocol: openai, base_url: "https://b.example.com/v1", api_key: "${B_KEY}"}
+models:
+  mixed:
+    targets: [{target: a/x, weight: 3}, {target: b/y, region: eu}]
+    balance: weighted
+    fallback: {context_length: [a/long]}
+    hedge: {after: 800ms}
+    continuation: true
+  fast: {targets: [a/x, a/y], balance: latency}
+experiments:
+  trial:
+    route: mixed
+    unit: user
+    arms: {control: {share: 90}, other: {share: 10, target: b/y}}
+    holdout: 5
+    shadow: {target: a/z, share: 2, budget: 3 USD}
+"""
+
+
+def test_the_report_says_how_a_route_chooses_and_what_it_does_when_a_target_fails() -> None:
+    lines = report(parse(ROUTES, "c.yaml", {}).config)
+    assert (
+        "  mixed  a/x ×3, b/y ×1 in eu (unavailable); by weight; context_length → a/long; hedged after 800ms; "
+        "continued in the middle" in lines
+    )
+    assert "  fast   a/x, a/y; the fastest first" in lines
+    assert lines[lines.index("experiments") + 1] == (
+        "  trial  on mixed by user: control 90 %, other 10 %; 5 % held out; shadow a/z 2 % up to 3.000000000 USD"
+    )
