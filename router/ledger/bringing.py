@@ -41,6 +41,8 @@ async def _one_by_one(store: Store, batch: Batch, rejected: Path) -> None:
     for number, attempt in batch.attempts.items():
         singles = [Batch(journal, attempts={number: each}) for each in (attempt, reduced(attempt))]
         await _single(store, singles, rejected)
+    for call_id, exposure in batch.exposures.items():
+        await _single(store, [Batch(journal, exposures={call_id: exposure})], rejected)
     for audit in batch.audits:
         await _single(store, [Batch(journal, audits=[audit])], rejected)
     for gap in batch.gaps:
@@ -60,9 +62,8 @@ async def _single(store: Store, forms: list[Batch], rejected: Path) -> None:
         else:
             return
     first = forms[0]
-    set_aside(
-        rejected, msgspec.json.encode([*first.calls.values(), *first.attempts.values(), *first.audits, *first.gaps])
-    )
+    rows = [*first.calls.values(), *first.attempts.values(), *first.exposures.values(), *first.audits, *first.gaps]
+    set_aside(rejected, msgspec.json.encode(rows))
 
 
 def set_aside(rejected: Path, line: bytes) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from router.call import Attempt, Call, Trip, outcome_of
 from router.errors import ProviderError, RouterError
 from router.events import Usage
-from router.ledger.rows import LONGEST_VALUE, AttemptRow, CallRow, Labels, kept_text
+from router.ledger.rows import LONGEST_VALUE, AttemptRow, CallRow, Exposure, Labels, kept_text
 
 _LONGEST_MESSAGE: Final = 600
 _MOST_TAGS: Final = 32
@@ -29,7 +29,7 @@ def _labelled(call: Call, is_route: Callable[[str], bool]) -> Labels:
     tags, user = call.tags, call.user
     if principal is not None:
         tags, user = {**tags, **principal.tags} if principal.tags else tags, principal.user or user
-    name = kept_text(model)
+    name, assigned = kept_text(model), call.trip.assigned
     return Labels(
         name,
         name if is_route(model) else None,
@@ -37,6 +37,27 @@ def _labelled(call: Call, is_route: Callable[[str], bool]) -> Labels:
         None if user is None else kept_text(user),
         None if principal is None else principal.team,
         _tags(tags) if tags else {},
+        None if assigned is None else assigned.experiment,
+        None if assigned is None else assigned.arm,
+    )
+
+
+def exposure_of(call: Call, journal: str) -> Exposure | None:
+    """What an experiment has decided about the call, if there is one."""
+    assigned = call.trip.assigned
+    if assigned is None:
+        return None
+    return Exposure(
+        call.id,
+        call.trip.created_at,
+        assigned.experiment,
+        assigned.arm,
+        assigned.unit,
+        assigned.kind,
+        assigned.forced,
+        assigned.shares,
+        assigned.shadow_of,
+        journal,
     )
 
 
@@ -56,16 +77,14 @@ def begun_attempt(call_id: str, attempt: Attempt, labels: Labels, journal: str) 
         kept_text(attempt.target.model),
         journal,
         thinking=attempt.thinking,
+        role=attempt.role,
+        why=kept_text(attempt.why, LONGEST_VALUE) if attempt.why else None,
+        vendor_key=attempt.key or None,
+        seam=attempt.seam,
     )
 
 
-def ended_call(
-    row: CallRow,
-    call: Call,
-    error: BaseException | None,
-    layers: tuple[str, ...],
-    is_route: Callable[[str], bool],
-) -> CallRow:
+def ended_call(row: CallRow, call: Call, error: BaseException | None, layers: tuple[str, ...]) -> CallRow:
     """The row of a call that has ended, with `error` or by itself. `layers`: the names of its plugins, in order."""
     trip = call.trip
     if error is not None and trip.interruption is not None and not isinstance(error, RouterError):
@@ -77,7 +96,7 @@ def ended_call(
         target=None if trip.target is None else kept_text(str(trip.target)),
         error=_error(error),
         timing=_call_timing(trip, layers),
-        decision=_decision(call, is_route),
+        decision=_decision(trip),
     )
 
 
@@ -117,15 +136,18 @@ def settled_attempt(row: AttemptRow, attempt: Attempt, trip: Trip) -> AttemptRow
         None if cost is None else cost.nano,
         None if cost is None else cost.currency,
         None if cost is None else cost.price,
+        attempt.role,
+        kept_text(attempt.why, LONGEST_VALUE) if attempt.why else None,
+        attempt.key or None,
+        attempt.seam,
     )
 
 
 def _call_timing(trip: Trip, layers: tuple[str, ...]) -> dict[str, Any]:
     now = time.monotonic()
-    vendors = sum((attempt.ended or now) - attempt.started for attempt in trip.attempts)
     timing: dict[str, Any] = {
         "duration_ms": _millis(now - trip.started),
-        "overhead_ms": _millis(now - trip.started - vendors),
+        "overhead_ms": _millis(max(now - trip.started - _with_vendors(trip.attempts, now), 0.0)),
     }
     if trip.attempts:
         timing["queue_ms"] = _millis(trip.attempts[0].started - trip.started)
@@ -140,13 +162,33 @@ def _call_timing(trip: Trip, layers: tuple[str, ...]) -> dict[str, Any]:
     return timing
 
 
-def _decision(call: Call, is_route: Callable[[str], bool]) -> dict[str, Any]:
-    candidates = [kept_text(str(target)) for target in call.trip.candidates]
-    if not candidates:
-        return {}
-    if not is_route(call.request.model):
-        return {"why": "asked for by name", "candidates": candidates}
-    return {"why": "the first target of the route that is available", "candidates": candidates}
+def _with_vendors(attempts: list[Attempt], now: float) -> float:
+    """Seconds in which any attempt was under way: a hedge runs beside the attempt that it helps."""
+    spent, until = 0.0, float("-inf")
+    for attempt in sorted(attempts, key=lambda each: each.started):
+        ended = now if attempt.ended is None else attempt.ended
+        spent += max(ended - max(attempt.started, until), 0.0)
+        until = max(until, ended)
+    return spent
+
+
+def _decision(trip: Trip) -> dict[str, Any]:
+    """Why the call went where it went: the parts that there are something to say of."""
+    said: dict[str, Any] = {}
+    if trip.candidates or trip.skipped:
+        said["why"] = kept_text(trip.choice, LONGEST_VALUE) if trip.choice else "asked for by name"
+        said["candidates"] = [kept_text(str(target)) for target in trip.candidates]
+    if trip.skipped:
+        said["skipped"] = [
+            {"target": kept_text(str(each.target)), "why": kept_text(each.why, LONGEST_VALUE)} for each in trip.skipped
+        ]
+    if trip.terms is not None:
+        said["generation"] = trip.terms.generation
+    if trip.assigned is not None:
+        said["experiment"] = {"unit": trip.assigned.kind, "forced": trip.assigned.forced}
+        if trip.assigned.shadow_of is not None:
+            said["experiment"]["shadow_of"] = trip.assigned.shadow_of
+    return said
 
 
 def _error(error: BaseException | None) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from router.ids import ulid
 from router.ledger.audit import Audits
 from router.ledger.bringing import reduced, set_aside
 from router.ledger.charge import cost_of, price
-from router.ledger.entries import begun_attempt, begun_call, ended_call, labels_of, settled_attempt
+from router.ledger.entries import begun_attempt, begun_call, ended_call, exposure_of, labels_of, settled_attempt
 from router.ledger.journal import Journal, JournalFull
 from router.ledger.rows import (
     TOKEN_CLASSES,
@@ -128,7 +128,11 @@ class Ledger:
         trip = call.trip
         labels = labels_of(call, self._is_route)
         row = begun_attempt(call.id, attempt, labels, self._journal.id)
-        opened = _written(Opened(row, None if trip.recorded else begun_call(call, labels, self._journal.id)))
+        if trip.recorded:
+            record = Opened(row)
+        else:
+            record = Opened(row, begun_call(call, labels, self._journal.id), exposure_of(call, self._journal.id))
+        opened = _written(record)
         promise = 2 * len(opened[1]) + _PROMISE
         try:
             position = self._append([*self._taken(), opened], promise=promise)
@@ -159,12 +163,14 @@ class Ledger:
             return None
         trip.closed = True
         self._without.discard(call.id)
-        unknown = self._keyed and trip.principal is None
+        # a shadow has nobody to call it, and is ours
+        shadow = trip.assigned is not None and trip.assigned.shadow_of is not None
+        unknown = self._keyed and trip.principal is None and not shadow
         if not trip.recorded and (trip.attempts or unknown or isinstance(error, StoreUnavailable)):
             return None
         begun = begun_call(call, labels_of(call, self._is_route), self._journal.id)
-        row = ended_call(begun, call, error, layers, self._is_route)
-        closed = _written(Closed(row))
+        row = ended_call(begun, call, error, layers)
+        closed = _written(Closed(row, None if trip.recorded else exposure_of(call, self._journal.id)))
         try:
             if trip.recorded:
                 position = self._append([*self._taken(), closed], promised=True)
@@ -406,14 +412,14 @@ def _written(record: Record) -> _Written:
     except (OverflowError, TypeError, ValueError) as error:
         structlog.get_logger("deltaway.ledger").error("a row cannot be written as it is", exc_info=error)
         match record:
-            case Opened(attempt, call):
-                record = Opened(reduced(attempt), None if call is None else reduced(call))
+            case Opened(attempt, call, exposure):
+                record = Opened(reduced(attempt), None if call is None else reduced(call), exposure)
             case Settled(attempt):
                 record = Settled(reduced(attempt))
             case Progress(attempt):
                 record = Progress(reduced(attempt))
-            case Closed(call):
-                record = Closed(reduced(call))
+            case Closed(call, exposure):
+                record = Closed(reduced(call), exposure)
             case _:
                 raise
         return record, encode_record(record)

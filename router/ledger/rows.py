@@ -9,8 +9,9 @@ from typing import Any, Final, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from router.call import Outcome
+from router.call import Outcome, Role
 from router.events import Usage, UsageSource
+from router.experiment import Unit
 
 TOKEN_CLASSES: Final = (
     "input",
@@ -105,6 +106,30 @@ class AttemptRow(Struct, frozen=True, gc=False, array_like=True):
     """Nano-units of `currency`; None: no price is known."""
     currency: str | None = None
     price: str | None = None
+    role: Role | None = None
+    """None: written by a version that did not say."""
+    why: str | None = None
+    """Why it was made, in words."""
+    vendor_key: str | None = None
+    """Which of the provider's keys, where it has several: `2 of 3`."""
+    seam: int | None = None
+    """Of a continuation: characters of text that had come before it."""
+
+
+class Exposure(Struct, frozen=True, gc=False, array_like=True):
+    """What an experiment has decided about a call: `router.experiment.Assigned`."""
+
+    call_id: str
+    created_at: int
+    experiment: str
+    arm: str
+    unit: str
+    """A hash of it."""
+    kind: Unit
+    forced: bool
+    shares: str
+    shadow_of: str | None
+    journal: str
 
 
 def usage_of(row: AttemptRow) -> Usage | None:
@@ -116,10 +141,11 @@ def usage_of(row: AttemptRow) -> Usage | None:
 
 
 class Opened(Struct, frozen=True, gc=False, array_like=True, tag="o"):
-    """An attempt is about to be made. `call` comes with the first one."""
+    """An attempt is about to be made. `call` comes with the first one, and so does what an experiment has decided."""
 
     attempt: AttemptRow
     call: CallRow | None = None
+    exposure: Exposure | None = None
 
 
 class Progress(Struct, frozen=True, gc=False, array_like=True, tag="p"):
@@ -135,9 +161,10 @@ class Settled(Struct, frozen=True, gc=False, array_like=True, tag="s"):
 
 
 class Closed(Struct, frozen=True, gc=False, array_like=True, tag="c"):
-    """The call has ended."""
+    """The call has ended. `exposure` comes with it where no attempt was made."""
 
     call: CallRow
+    exposure: Exposure | None = None
 
 
 class Audited(Struct, frozen=True, gc=False, array_like=True, tag="a"):
@@ -181,18 +208,24 @@ class Batch(Struct):
     attempts: dict[tuple[str, int], AttemptRow] = {}
     audits: list[Audited] = []
     gaps: list[Gap] = []
+    exposures: dict[str, Exposure] = {}
+    """By the id of the call."""
 
     def add(self, position: int, record: Record) -> None:
         self.position = position
         match record:
-            case Opened(attempt, call):
+            case Opened(attempt, call, exposure):
                 self.attempts[attempt.call_id, attempt.n] = attempt
                 if call is not None:
                     self.calls[call.id] = call
+                if exposure is not None:
+                    self.exposures[exposure.call_id] = exposure
             case Progress(attempt) | Settled(attempt):
                 self.attempts[attempt.call_id, attempt.n] = attempt
-            case Closed(call):
+            case Closed(call, exposure):
                 self.calls[call.id] = call
+                if exposure is not None:
+                    self.exposures[exposure.call_id] = exposure
             case Audited():
                 self.audits.append(record)
             case Gap():

@@ -20,9 +20,9 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 
-from router.ledger.rows import AttemptRow, Audited, Batch, CallRow, Gap
+from router.ledger.rows import AttemptRow, Audited, Batch, CallRow, Exposure, Gap
 from router.store.statement import Statement
-from router.store.tables import attempts, calls, gaps, journals
+from router.store.tables import attempts, calls, exposures, gaps, journals
 
 Dialect = Literal["sqlite", "postgresql"]
 
@@ -41,6 +41,10 @@ _ATTEMPT: Final = (
     *("settled_at", "outcome", "error", "timing", "vendor_request_id"),
     *("input", "cache_read", "cache_write", "cache_write_1h", "input_audio", "output", "reasoning", "output_audio"),
     *("source", "flag", "service_tier", "thinking", "cost", "currency", "price"),
+    *("role", "why", "vendor_key", "seam"),
+)
+_EXPOSURE: Final = (
+    *("call_id", "created_at", "experiment", "arm", "unit", "kind", "forced", "shares", "shadow_of", "journal"),
 )
 _AUDIT: Final = ("counted_input", "counted_output", "of_call", "of_n")
 _GAP: Final = ("id", "journal", "began_at", "ended_at", "calls", "attempts", "input", "output", "costs")
@@ -57,6 +61,8 @@ class _Statements(Struct, frozen=True):
 
     usual: str
     """Postgres: calls, attempts and the journal's progress. SQLite: the progress."""
+    exposures: str
+    """Postgres alone: SQLite has a statement for each number of rows."""
     audit: str
     gap: str
 
@@ -72,10 +78,14 @@ def statements_of(batch: Batch, at: int, dialect: Dialect) -> list[Statement]:
         ]
         given = (_encode(call_rows).decode(), _encode(attempt_rows).decode())
         statements: list[Statement] = [(said.usual, [(*progress, *given)])]
+        if batch.exposures:
+            exposed = [dict(zip(_EXPOSURE, _exposure_values(row), strict=True)) for row in batch.exposures.values()]
+            statements.append((said.exposures, [(_encode(exposed).decode(),)]))
     else:
         statements = [
             *_together(calls, _CALL, [_call_values(row, _json) for row in batch.calls.values()]),
             *_together(attempts, _ATTEMPT, [_attempt_values(row, _json) for row in batch.attempts.values()]),
+            *_together(exposures, _EXPOSURE, [_exposure_values(row) for row in batch.exposures.values()]),
             (said.usual, [progress]),
         ]
     if batch.audits:
@@ -114,8 +124,10 @@ def _statements(dialect: Dialect) -> _Statements:
         .values(counted_input=bindparam("counted_input"), counted_output=bindparam("counted_output"))
     )
     gap = _insert(dialect, gaps).values({name: bindparam(name) for name in _GAP})
+    exposed = _compiled(dialect, _of_json(exposures, _EXPOSURE), (exposures.name,)) if dialect == "postgresql" else ""
     return _Statements(
         usual=_compiled(dialect, usual, parameters),
+        exposures=exposed,
         audit=_compiled(dialect, audit, _AUDIT),
         gap=_compiled(dialect, gap.on_conflict_do_nothing(index_elements=["id"]), _GAP),
     )
@@ -135,7 +147,7 @@ def _progress(dialect: Dialect) -> Any:
 def _of_rows(table: Table, names: tuple[str, ...], size: int) -> str:
     """SQLite: `size` rows, each by its values."""
     row = insert_sqlite(table).values({name: bindparam(name) for name in names})
-    before, values, after = _compiled("sqlite", _settling(row, table, names), names).partition(
+    before, values, after = _compiled("sqlite", _told(row, table, names), names).partition(
         f"({', '.join('?' * len(names))})"
     )
     # SQLAlchemy would take 40 ms for the largest, and the event loop waits
@@ -147,9 +159,16 @@ def _of_json(table: Table, names: tuple[str, ...]) -> Any:
     columns = [column(name, table.c[name].type) for name in names]
     rows = func.json_to_recordset(bindparam(table.name, type_=JSON())).table_valued(*columns)
     given = rows.render_derived(with_types=True)
-    return _settling(
-        insert_postgres(table).from_select(names, select(*[given.c[name] for name in names])), table, names
-    )
+    row = insert_postgres(table).from_select(names, select(*[given.c[name] for name in names]))
+    return _told(row, table, names)
+
+
+def _told(row: Any, table: Table, names: tuple[str, ...]) -> Any:
+    """What becomes of a row that is there already."""
+    if table is exposures:
+        # said once, and for ever
+        return row.on_conflict_do_nothing(index_elements=["call_id"])
+    return _settling(row, table, names)
 
 
 def _settling(row: Any, table: Table, names: tuple[str, ...]) -> Any:
@@ -255,6 +274,25 @@ def _attempt_values(row: AttemptRow, write: _Write) -> tuple[Any, ...]:
         row.cost,
         row.currency,
         row.price,
+        row.role,
+        row.why,
+        row.vendor_key,
+        row.seam,
+    )
+
+
+def _exposure_values(row: Exposure) -> tuple[Any, ...]:
+    return (
+        row.call_id,
+        row.created_at,
+        row.experiment,
+        row.arm,
+        row.unit,
+        row.kind,
+        row.forced,
+        row.shares,
+        row.shadow_of,
+        row.journal,
     )
 
 

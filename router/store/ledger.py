@@ -126,6 +126,10 @@ def attempt_row(row: Mapping[Any, Any]) -> AttemptRow:
         row["cost"],
         row["currency"],
         row["price"],
+        row["role"],
+        row["why"],
+        row["vendor_key"],
+        row["seam"],
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from router.store.migrations import REVISIONS
+from router.store.migrations import REVISIONS, upgrade
+from router.store.receipts import receipt
 from router.store.store import Store, StoreAway
 from router.store.tables import metadata
 from support.stores import BACKENDS, Backend, opened_store, store_url
@@ -78,6 +79,50 @@ async def test_a_store_is_opened_again_as_it_was_left(backend: Backend, tmp_path
         async with opened_store(url) as store, store.reading() as connection:
             assert (await connection.execute(text("SELECT name, number FROM revisions"))).all() == [("a", 1)]
             assert await versions(connection) == [REVISIONS[-1]]
+
+
+FIRST = {
+    "calls": (
+        "INSERT INTO calls (id, created_at, asked, tags, dialect, stream, journal, decision, timing) "
+        "VALUES (:id, 1, 'chat', '{}', 'openai.chat', :no, 'jrn', '{}', '{}')"
+    ),
+    "attempts": (
+        "INSERT INTO attempts (call_id, n, created_at, asked, tags, provider, model, journal, timing, input, "
+        "cache_read, cache_write, cache_write_1h, input_audio, output, reasoning, output_audio, thinking) "
+        "VALUES (:id, 1, 1, 'chat', '{}', 'mock', 'echo', 'jrn', '{}', 7, 0, 0, 0, 0, 9, 0, 0, :no)"
+    ),
+}
+"""How the first version writes, with all that may not be null."""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_rows_of_the_first_version_are_kept_and_it_goes_on_writing_after_a_migration(
+    backend: Backend, tmp_path: Path
+) -> None:
+    async with store_url(backend, tmp_path) as url:
+        old = Store(url)
+        engine = old._engine(2, create=True)
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(upgrade, "0001")
+                for statement in FIRST.values():
+                    await connection.execute(text(statement), {"id": "req_old", "no": False})
+            async with opened_store(url) as store:
+                async with engine.begin() as connection:
+                    for statement in FIRST.values():
+                        await connection.execute(text(statement), {"id": "req_side_by_side", "no": False})
+                assert await found_attempts(store) == {"req_old": (7, 9, None), "req_side_by_side": (7, 9, None)}
+        finally:
+            await engine.dispose()
+
+
+async def found_attempts(store: Store) -> dict[str, tuple[int, int, str | None]]:
+    found = {}
+    for call_id in ("req_old", "req_side_by_side"):
+        whole = await receipt(store, call_id)
+        assert whole is not None
+        found[call_id] = (whole.attempts[0].input, whole.attempts[0].output, whole.attempts[0].role)
+    return found
 
 
 async def versions(connection: AsyncConnection) -> list[str]:
