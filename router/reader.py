@@ -88,7 +88,12 @@ class Reader:
             return self._union(node, type_, path)
         if isinstance(node, Scalar) and node.empty and type_ is not Any:
             raise self.wrong(node.place, f"{written(path)} has no value: write one, or remove the key")
-        if isinstance(type_, type) and issubclass(type_, Struct) and type_.__struct_config__.tag is None:
+        if (
+            isinstance(type_, type)
+            and issubclass(type_, Struct)
+            and type_.__struct_config__.tag is None
+            and not parses(type_)
+        ):
             return self._struct(self.mapping(node, path), type_, path)
         origin, args = get_origin(type_) or type_, get_args(type_)
         if origin in (dict, AbstractMapping) and args and _is_word(args[0]):

@@ -8,7 +8,6 @@ from router.quantities import size, written
 from router.route import Route, RouteTarget
 from router.settings import Config, ProviderRow, Server, StoreUrl
 
-
 _BALANCES: Final = {"weighted": "by weight", "latency": "the fastest first", "cost": "the cheapest first"}
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from router.catalog import Candidate, Catalog, Listed
+from router.catalog import Catalog, Listed, Way
 from router.config import defaults, parse
 from router.errors import ProviderUnavailable, UnknownModel
 from router.provider import Target
 from router.route import Timeouts
+from router.routing.candidates import Candidate
 
 TEXT = """
 providers:
@@ -27,8 +28,8 @@ def catalog(environ: dict[str, str] | None = None) -> Catalog:
 ALL = {"OPENAI_API_KEY": "k", "A": "a", "B": "b"}
 
 
-def names(found: tuple[Candidate, ...]) -> list[str]:
-    return [str(candidate.target) for candidate in found]
+def names(found: Way) -> list[str]:
+    return [str(candidate.target) for candidate in found.candidates]
 
 
 def test_a_route_leads_to_its_targets_in_order() -> None:
@@ -41,7 +42,9 @@ def test_a_route_passes_over_what_is_not_available() -> None:
 
 
 def test_any_model_of_a_provider_can_be_asked_for() -> None:
-    assert catalog(ALL).resolve("openai/org/model:free") == (Candidate(Target("openai", "org/model:free"), Timeouts()),)
+    assert catalog(ALL).resolve("openai/org/model:free").candidates == (
+        Candidate(Target("openai", "org/model:free"), Timeouts()),
+    )
 
 
 def test_a_route_wins_over_a_provider_and_its_model() -> None:
@@ -49,9 +52,12 @@ def test_a_route_wins_over_a_provider_and_its_model() -> None:
 
 
 def test_timeouts_come_from_the_route_then_the_provider_then_the_default() -> None:
-    assert catalog().resolve("chat")[0].timeouts == Timeouts(connect=5, first_token=20, idle=5, total=300)
-    assert catalog().resolve("mock/other")[0].timeouts == Timeouts(connect=5, first_token=60, idle=30, total=300)
-    assert catalog(ALL).resolve("paid")[0].timeouts == Timeouts(connect=5, first_token=60, idle=60, total=600)
+    def timeouts(name: str, environ: dict[str, str] | None = None) -> Timeouts:
+        return catalog(environ or {}).resolve(name).candidates[0].timeouts
+
+    assert timeouts("chat") == Timeouts(connect=5, first_token=20, idle=5, total=300)
+    assert timeouts("mock/other") == Timeouts(connect=5, first_token=60, idle=30, total=300)
+    assert timeouts("paid", ALL) == Timeouts(connect=5, first_token=60, idle=60, total=600)
 
 
 LIST = " (GET /v1/models lists the names; provider/model always works)"

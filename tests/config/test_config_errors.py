@@ -19,8 +19,11 @@ def errors(text: str, environ: dict[str, str] | None = None) -> list[str]:
     return [str(problem).removeprefix("c.yaml:") for problem in caught.value.problems]
 
 
-TOP = "(known: ledger, models, plugins, prices, providers, server, shared, store)"
-ROW = "(known: api_key, base_url, headers, max_parallel, models, options, price_list, protocol, timeouts, transport)"
+TOP = "(known: experiments, health, ledger, models, plugins, prices, providers, server, shared, store)"
+ROW = (
+    "(known: api_key, api_keys, base_url, can, headers, max_parallel, models, options, price_list, protocol, timeouts, "
+    "transport)"
+)
 TOO_LARGE = "the file is larger than 1 MiB, which no configuration needs: is it the right one?"
 OWN = "your own: package.module:Class)"
 DURATION = "must be a duration of zero or more, such as 500ms, 15s, 2m or 1h"
@@ -98,12 +101,12 @@ def test_what_is_not_yaml_is_said_in_plain_words(text: str, expected: str) -> No
 
 KEYS = {
     "top": ("servers: {}\n", f"1:1: unknown key `servers`: did you mean `server`? {TOP}"),
-    "not-near": ("experiments: none\n", f"1:1: unknown key `experiments` {TOP}"),
+    "not-near": ("zebra: none\n", f"1:1: unknown key `zebra` {TOP}"),
     "server": (
         "server: {heartbeet: 1s}\n",
         (
             "1:10: unknown key `heartbeet` in `server`: did you mean `heartbeat`? "
-            "(known: body_limit, cors, heartbeat, shutdown)"
+            "(known: body_limit, cors, heartbeat, region, shutdown, watch)"
         ),
     ),
     "cors": (
@@ -118,8 +121,8 @@ KEYS = {
         "1:21: unknown key `wait` in `server.shutdown` (known: delay, grace)",
     ),
     "provider": (
-        "providers: {a: {protocol: openai, api_keys: x}}\n",
-        f"1:35: unknown key `api_keys` in `providers.a`: did you mean `api_key`? {ROW}",
+        "providers: {a: {protocol: openai, api_kez: x}}\n",
+        f"1:35: unknown key `api_kez` in `providers.a`: did you mean `api_key`? {ROW}",
     ),
     "provider-field-of-the-row-that-is-not-a-key": (
         "providers: {a: {protocol: openai, missing: []}}\n",
@@ -127,15 +130,21 @@ KEYS = {
     ),
     "timeouts": (
         "providers: {a: {protocol: mock, timeouts: {read: 1s}}}\n",
-        "1:44: unknown key `read` in `providers.a.timeouts` (known: connect, first_token, idle, total)",
+        "1:44: unknown key `read` in `providers.a.timeouts` (known: connect, first_token, idle, min_rate, total)",
     ),
     "route": (
-        f"{MOCK}models: {{chat: {{targets: [mock/echo], retry: {{}}}}}}\n",
-        "2:39: unknown key `retry` in `models.chat` (known: targets, timeouts)",
+        f"{MOCK}models: {{chat: {{targets: [mock/echo], mirror: {{}}}}}}\n",
+        (
+            "2:39: unknown key `mirror` in `models.chat` "
+            "(known: balance, continuation, fallback, hedge, retry, targets, timeouts)"
+        ),
     ),
     "target": (
-        f"{MOCK}models: {{chat: {{targets: [{{target: mock/echo, weight: 3}}]}}}}\n",
-        "2:47: unknown key `weight` in `models.chat.targets[0]` (known: target)",
+        f"{MOCK}models: {{chat: {{targets: [{{target: mock/echo, wate: 3}}]}}}}\n",
+        (
+            "2:47: unknown key `wate` in `models.chat.targets[0]`: did you mean `weight`? "
+            "(known: can, max_parallel, region, target, weight, when)"
+        ),
     ),
     "twice": (
         "server:\n  heartbeat: 1s\n  heartbeat: 2s\n",

@@ -8,7 +8,7 @@ from rich.pretty import pretty_repr
 
 from router.config import ConfigError, defaults, load, parse
 from router.provider import Target
-from router.route import Route, Timeouts, overlay
+from router.route import Route, RouteTarget, Timeouts, overlay
 from router.settings import Config, PluginRow, ProviderRow, Server
 
 
@@ -88,7 +88,7 @@ providers:
         name="a",
         protocol="my_package.vendor:Vendor",
         base_url="https://api.example.com/v1",
-        api_key="12345",
+        api_keys=("12345",),
         headers={"x-team": "search", "x-key": "12345"},
         max_parallel=3,
         transport="httpx",
@@ -105,14 +105,14 @@ models:
   chat: {targets: [mock/echo, {target: mock/org/model:free}], timeouts: {total: 9s}}
 """
     route = config(text).models["chat"]
-    assert route.targets == (Target("mock", "echo"), Target("mock", "org/model:free"))
+    assert route.targets == (RouteTarget(Target("mock", "echo")), RouteTarget(Target("mock", "org/model:free")))
     assert overlay(Timeouts(), route.timeouts) == Timeouts(total=9)
 
 
 def test_names_that_yaml_would_read_as_something_else_stay_text() -> None:
     found = config("providers: {on: {protocol: mock}, 1.10: {protocol: mock}}\nmodels: {null: {targets: [1.10/x]}}\n")
     assert list(found.providers) == ["on", "1.10"]
-    assert found.models == {"null": Route("null", (Target("1.10", "x"),))}
+    assert found.models == {"null": Route("null", (RouteTarget(Target("1.10", "x")),))}
 
 
 def test_plugins_are_names_dotted_paths_or_mappings() -> None:
@@ -199,12 +199,12 @@ def test_a_plain_scalar_gets_its_type_after_replacement() -> None:
 
 @pytest.mark.parametrize("key", ["12345", "0123", "1e5", "true", "null", "~"])
 def test_a_key_from_a_variable_is_text_whatever_it_looks_like(key: str) -> None:
-    assert row("api_key: ${KEY}", {"KEY": key}).api_key == (None if key in ("null", "~") else key)
+    assert row("api_key: ${KEY}", {"KEY": key}).api_keys == (() if key in ("null", "~") else (key,))
 
 
 def test_an_empty_key_is_no_key() -> None:
-    assert row('api_key: ""').api_key is None
-    assert row("api_key: ${KEY:-}").api_key is None
+    assert row('api_key: ""').api_keys == ()
+    assert row("api_key: ${KEY:-}").api_keys == ()
 
 
 def test_an_unset_variable_makes_its_provider_alone_unavailable() -> None:
@@ -224,12 +224,12 @@ providers:
     rows = parse(text, "c.yaml", {"SET": "s"}, protocols=["openai"]).config.providers
     a = rows["a"]
     assert set(a.missing) == {"HOST", "KEY", "PARALLEL", "MODEL", "DEEP"}
-    assert (a.base_url, a.api_key, a.max_parallel, a.models) == (None, None, 1000, ("one",))
+    assert (a.base_url, a.api_keys, a.max_parallel, a.models) == (None, (), 1000, ("one",))
     assert a.headers == {"x-b": "b"}
     assert a.options == {"deep": {"list": [1]}}
     assert rows["b"].missing == ("PROTOCOL",)
     assert rows["c"].missing == ()
-    assert rows["c"].api_key == "s"
+    assert rows["c"].api_keys == ("s",)
 
 
 def test_an_unavailable_provider_is_checked_all_the_same() -> None:
