@@ -32,6 +32,8 @@ class Needs(Struct, frozen=True):
     reasoning: bool = False
     prompt_tokens: int = 0
     """Counted or estimated."""
+    guessed_tokens: int = 0
+    """Of these, what images, files and recordings are guessed to be: too rough to exclude a target by."""
     max_tokens: int | None = None
     """Of the answer, if the request says."""
     tags: Mapping[str, str] = {}
@@ -46,3 +48,5 @@ class Choice(Struct, frozen=True):
     skipped: tuple[Skipped, ...]
     why: str
     """How they were put in order, in words."""
+    full: bool = False
+    """Whether nothing but room is wanting: there are no candidates now, and may be some soon."""
