@@ -311,7 +311,7 @@ def test_every_target_is_either_tried_or_skipped_with_a_reason_and_none_that_may
     def may(each: Candidate) -> bool:
         """Written anew, without the words."""
         can, stands = each.can, standing[each.target.model]
-        short = can.context is not None and needs.prompt_tokens * 0.9 > can.context
+        short = can.context is not None and needs.prompt_tokens * 0.8 > can.context
         lacking = (can.tools is False and needs.tools) or (can.images is False and needs.images) or short
         elsewhere = bool(needs.regions) and each.region not in needs.regions
         full = each.max_parallel is not None and stands.running >= each.max_parallel
