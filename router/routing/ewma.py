@@ -14,8 +14,8 @@ _WORSE: Final = 2.0
 """How many times the average a failure counts as."""
 _UNKNOWN: Final = 5.0
 """Seconds that a failure counts as at least, where nothing is known."""
-_MOST: Final = 600.0
-"""Seconds that failure upon failure leads to."""
+_MOST: Final = 30.0
+"""Seconds that failure upon failure leads to, unless they took longer themselves."""
 
 
 class PeakEwma:
@@ -46,6 +46,9 @@ class PeakEwma:
     def punish(self, waited: float, now: float) -> None:
         """A failure after so many seconds."""
         usual = self.value(now)
-        worse = _UNKNOWN if usual is None else min(usual * _WORSE, _MOST)
+        worse = _UNKNOWN if usual is None else max(min(usual * _WORSE, _MOST), usual)
         self.level = max(waited, worse)
         self._at = now
+
+    def forget(self) -> None:
+        self.level = None

@@ -187,6 +187,10 @@ class HealthBook:
             known.limited_at, known.limited_until = now, max(known.limited_until, now + self._limit(error))
         elif ended.answered or isinstance(error, Rejected):
             changed = breaker.lived(began, now, self._rules, self._draw)
+            if changed and breaker.opened_at is None:
+                # it is not the target any more that failed
+                known.first_token.forget()
+                known.whole.forget()
             if began >= known.limited_at:
                 known.limited_until = 0.0
             if ended.first_token is not None:
