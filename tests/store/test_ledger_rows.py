@@ -19,6 +19,7 @@ from router.ledger.rows import (
     Batch,
     CallRow,
     Closed,
+    Exposure,
     Gap,
     Labels,
     Opened,
@@ -26,7 +27,7 @@ from router.ledger.rows import (
     Record,
     Settled,
 )
-from router.store.batches import _ATTEMPT, _CALL, _attempt_values, _call_values
+from router.store.batches import _ATTEMPT, _CALL, _EXPOSURE, _attempt_values, _call_values, _exposure_values
 from router.store.ledger import (
     abandoned_journals,
     applied,
@@ -39,7 +40,7 @@ from router.store.ledger import (
     open_rows,
 )
 from router.store.store import Store, StoreAway
-from router.store.tables import attempts, calls, gaps, journals
+from router.store.tables import attempts, calls, exposures, gaps, journals
 from support.stores import BACKENDS, Backend, store_url
 
 OUTCOMES = get_args(Outcome)
@@ -52,7 +53,10 @@ FULL_CALL = CallRow(
 FULL_ATTEMPT = AttemptRow(
     *("req_1", 32767, 1_790_000_000_001, FULL_LABELS, "openai", "gpt-5-mini", "j1", 1_790_000_001_999, "cut"),
     *({"status": 502}, {"first_token_ms": 310.2}, "vendor-1", 2**62, 2, 3, 4, 5, 6, 7, 8, "reported", "odd", "flex"),
-    *(True, -(2**62), "USD", "openai/gpt-5-mini@2026-08-07"),
+    *(True, -(2**62), "USD", "openai/gpt-5-mini@2026-08-07", "continuation", "the vendor died", "2 of 3", 2**40),
+)
+FULL_EXPOSURE = Exposure(
+    *("req_1", 1_790_000_000_000, "trial", "qwen", "5e" * 16, "user", True, "control=50,qwen=50", "req_0", "j1"),
 )
 
 
@@ -72,7 +76,7 @@ async def rows(store: Store) -> dict[str, list[tuple[Any, ...]]]:
     async with store.reading() as connection:
         found = {
             table.name: [tuple(row) for row in await connection.execute(select(table).order_by(*table.primary_key))]
-            for table in (calls, attempts, gaps)
+            for table in (calls, attempts, exposures, gaps)
         }
         progress = select(journals.c.id, journals.c.applied).order_by(journals.c.id)
         found["journals"] = [tuple(row) for row in await connection.execute(progress)]
@@ -109,6 +113,9 @@ def test_every_field_of_a_row_has_its_column() -> None:
         assert dict(zip(names, values, strict=True)) == flat
         later = {"counted_input", "counted_output"} if table is attempts else set()
         assert set(names) == {column.name for column in table.c} - later
+    exposed = msgspec.structs.asdict(FULL_EXPOSURE)
+    assert dict(zip(_EXPOSURE, _exposure_values(FULL_EXPOSURE), strict=True)) == exposed
+    assert list(_EXPOSURE) == [column.name for column in exposures.c]
 
 
 @pytest.mark.parametrize("call", [FULL_CALL, CallRow("req_1", 1, Labels("m"), "openai.chat", False, "j1")])
@@ -125,6 +132,17 @@ async def test_a_call_comes_back_as_it_was(store: Store, call: CallRow) -> None:
 async def test_an_attempt_comes_back_as_it_was(store: Store, attempt: AttemptRow) -> None:
     await bring(store, Settled(attempt))
     assert await the_attempt(store) == attempt
+
+
+@pytest.mark.parametrize("shadow_of", [None, "req_0"])
+async def test_an_exposure_comes_back_as_it_was_first_said(store: Store, shadow_of: str | None) -> None:
+    said = msgspec.structs.replace(FULL_EXPOSURE, shadow_of=shadow_of)
+    other = msgspec.structs.replace(said, arm="control", shares="control=100")
+    await bring(store, Opened(attempt(), call(), said))
+    await bring(store, Closed(call("finished"), other), first=2)
+    async with store.reading() as connection:
+        (found,) = (await connection.execute(select(exposures))).mappings()
+    assert Exposure(**found) == said
 
 
 # -- settled once --------------------------------------------------------------------------------------------------
@@ -189,12 +207,25 @@ async def test_a_gap_is_counted_once(store: Store) -> None:
 
 # -- sequences -----------------------------------------------------------------------------------------------------
 
+
+def beginning(name: str, arm: str | None) -> tuple[CallRow, Exposure | None]:
+    """What comes with the first attempt of a call: in one arm, if any, as long as the test lasts."""
+    exposed = None if arm is None else Exposure(name, 1, "trial", name, arm, "user", False, "a=100", None, "j1")
+    return call(id=name), exposed
+
+
+def is_first(row: dict[str, Any]) -> bool:
+    return bool(row["n"] == 1)
+
+
 ROWS = st.builds(lambda name, n: {"id": name, "n": n}, st.sampled_from(["req_1", "req_2"]), st.integers(1, 2))
 TOKENS = st.integers(0, 99)
 REAL_ENDS = st.sampled_from([outcome for outcome in OUTCOMES if outcome != "interrupted"])
+ARMS = st.sampled_from([None, "control", "qwen"])
 RECORDS = st.lists(
     st.one_of(
-        st.builds(lambda row: Opened(attempt(**row), call(id=row["id"]) if row["n"] == 1 else None), ROWS),
+        st.builds(lambda row, arm: Opened(attempt(**row), *beginning(row["id"], arm)), ROWS.filter(is_first), ARMS),
+        st.builds(lambda row: Opened(attempt(**row)), ROWS),
         st.builds(lambda row, tokens: Progress(attempt(None, tokens, **row)), ROWS, TOKENS),
         st.builds(lambda row, end, tokens: Settled(attempt(end, tokens, **row)), ROWS, REAL_ENDS, TOKENS),
         st.builds(lambda row, end: Closed(call(end, "a/b", row["id"])), ROWS, REAL_ENDS),
@@ -211,7 +242,7 @@ def told_in_order(records: list[Record]) -> list[Record]:
     known = set[tuple[str, int]]()
     for record in records:
         match record:
-            case Opened(row, first):
+            case Opened(row, first, _):
                 if (row.call_id, row.n) in known or (first is not None and first.id in open_calls):
                     continue
                 known.add((row.call_id, row.n))
@@ -241,7 +272,7 @@ def test_records_brought_in_twice_and_in_pieces_leave_the_same_rows(backend: Bac
 
         async def emptied(store: Store) -> None:
             async with store.writing() as connection:
-                for table in (calls, attempts, gaps, journals):
+                for table in (calls, attempts, exposures, gaps, journals):
                     await connection.execute(delete(table))
 
         async def once(store: Store, records: list[Record]) -> Any:
