@@ -70,7 +70,7 @@ class Deadline:
         finally:
             self._waiting = False
 
-    def progress(self) -> None:
+    def progress(self, count: int = 1) -> None:
         """A delta has arrived: from now on `idle` counts, from the next wait on."""
         self._mark = None
         if self._phase == "first_token":
@@ -78,6 +78,10 @@ class Deadline:
             if self._timeouts.idle < self._timeouts.first_token:
                 self._timer.cancel()
                 self._arm(self._loop.time() + self._timeouts.idle)
+
+    def adopt(self) -> None:
+        """The current task is the one to cancel from now on."""
+        self._task = asyncio.current_task()
 
     def close(self) -> None:
         self._timer.cancel()

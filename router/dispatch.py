@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -33,8 +33,6 @@ from router.routing.retrying import RetryBudget, remedy
 from router.splice import Splice, continuation_of
 from router.tokens import measured
 from router.trials import Budgets, Trials
-
-_NOTHING: Final = Needs()
 
 
 class Entered(Protocol):
@@ -204,7 +202,8 @@ class Dispatch:
             for kind in ("context_length", "unsupported"):
                 other = self._choice(call, way, way.fallback.get(kind, ()), needs)
                 if other.candidates:
-                    choice = Choice(other.candidates, choice.skipped + other.skipped, f"fallback for {kind}")
+                    skipped, why = choice.skipped + other.skipped, f"fallback for {kind}: {other.why}"
+                    choice = Choice(other.candidates, skipped, why)
                     break
         candidates = list(choice.candidates)
         trip.skipped, trip.choice = choice.skipped, choice.why
@@ -220,7 +219,7 @@ class Dispatch:
                 candidates.insert(0, first)
                 trip.choice = f"the arm of an experiment; then {choice.why}" if choice.why else "an experiment's arm"
         if not candidates:
-            raise self._nobody(way, needs, trip.skipped)
+            raise _nobody(way, choice)
         return self._check_prices(call, candidates)
 
     def _choice(self, call: Call, way: Way, candidates: Iterable[Candidate], needs: Needs) -> Choice:
@@ -238,20 +237,20 @@ class Dispatch:
             draw=self._draw,
             price=price if way.balance == "cost" else None,
             home=self._home,
+            currency=self._currency,
         )
 
     def _needs(self, call: Call, way: Way) -> Needs:
         request = call.request
-        needs = needs_of(request, call.tags, call.regions, 0)
         candidates = (*way.candidates, *chain.from_iterable(way.fallback.values()))
-        if not wants_tokens(candidates, way.balance):
-            return needs
-        tokens = next((count for asked, _, count in call.trip.counted if asked is request), None)
-        if tokens is None:
-            texts, fixed = measured(request, recordings=False)
-            counter = self._estimator or Estimator(None)
-            tokens = fixed + counter.count_now(texts, way.candidates[0].target.model)
-        return msgspec.structs.replace(needs, prompt_tokens=tokens)
+        tokens: int | None = 0
+        if wants_tokens(candidates, way.balance, request):
+            tokens = next((count for asked, _, count in call.trip.counted if asked is request), None)
+            if tokens is None:
+                texts, fixed = measured(request, recordings=False)
+                counter = self._estimator or Estimator(None)
+                tokens = fixed + counter.count_now(texts, way.candidates[0].target.model)
+        return needs_of(request, call.tags, call.regions, tokens)
 
     def _standing(self, target: Target) -> Standing:
         standing = self._health.standing(target)
@@ -260,14 +259,6 @@ class Dispatch:
             return standing
         # the target may be well, but we have no key for it
         return msgspec.structs.replace(standing, state="open", free_at=free_at)
-
-    def _nobody(self, way: Way, needs: Needs, skipped: tuple[Skipped, ...]) -> RouterError:
-        reasons = "; ".join(f"{each.target}: {each.why}" for each in skipped)
-        if any(lacks(each, needs) is None for each in way.candidates):
-            return Overloaded(
-                f"no target of `{way.name}` has room for one call more ({reasons}); try again shortly", retry_after=1.0
-            )
-        return InvalidRequest(f"no target of `{way.name}` can serve this call ({reasons})", code="no_target")
 
     def _budgets_of(self, way: Way) -> Budgets:
         if not way.is_route:
@@ -305,6 +296,15 @@ class Dispatch:
         if (hears or speaks) and pricing.ceiling(target, 1, 1, at, audio_in=hears, audio_out=speaks) is None:
             return f"audio at `{target}`"
         return None
+
+
+def _nobody(way: Way, choice: Choice) -> RouterError:
+    reasons = "; ".join(f"{each.target}: {each.why}" for each in choice.skipped)
+    if choice.full:
+        return Overloaded(
+            f"no target of `{way.name}` has room for one call more ({reasons}); try again shortly", retry_after=1.0
+        )
+    return InvalidRequest(f"no target of `{way.name}` can serve this call ({reasons})", code="no_target")
 
 
 def _may_go_on(error: ProviderError, splice: Splice) -> bool:

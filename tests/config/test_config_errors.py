@@ -142,7 +142,7 @@ KEYS = {
     "target": (
         f"{MOCK}models: {{chat: {{targets: [{{target: mock/echo, wate: 3}}]}}}}\n",
         (
-            "2:47: unknown key `wate` in `models.chat.targets[0]`: did you mean `weight`? "
+            "2:47: unknown key `wate` in `models.chat.targets[0]` "
             "(known: can, max_parallel, region, target, weight, when)"
         ),
     ),

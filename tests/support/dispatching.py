@@ -1,17 +1,22 @@
 """A real dispatch whose vendor is a list of events: for what the core does around an answer."""
 
+import random
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from router.call import Attempt, Call, Credentials, Events, new_trip
+from router.adapters import Adapter, Keyed
+from router.call import Attempt, Call, Credentials, Events, Terms, Trip, new_trip
 from router.catalog import Catalog
 from router.config import parse
-from router.dispatch import Adapter, Dispatch
+from router.dispatch import Dispatch
 from router.estimate import Estimator
 from router.events import Event, Usage, UsageReported
 from router.messages import ChatRequest, Content, User
-from router.pricing import Cost
+from router.pricing import Cost, Pricing
 from router.provider import HttpError, HttpHead, HttpRequest, Target
+from router.route import HealthRules
+from router.routing.health_book import HealthBook
 
 CONFIG = """
 providers:
@@ -112,12 +117,21 @@ def dispatched(
     config = parse(CONFIG, "providers.yaml", {}).config
     listed: Any = Listed(events, error)
     books = Told()
-    return Dispatch(Catalog(config), {"openai": Adapter(listed, listed)}, books, Free(), estimator), books
+    adapter = Adapter("openai", [Keyed(listed)], listed)
+    health = HealthBook(HealthRules(), time.monotonic, random.Random(1))
+    return Dispatch(Catalog(config), {"openai": adapter}, books, Free(), estimator, health), books
 
 
 def a_call(model: str = "chat", prompt: Content = "Hi", **fields: Any) -> Call:
     request = ChatRequest(model=model, messages=(User(prompt),), protocol="openai", **fields)
-    return Call(id="req_1", request=request, dialect="openai.chat", trip=new_trip(), credentials=Credentials(None))
+    return Call(id="req_1", request=request, dialect="openai.chat", trip=a_trip(), credentials=Credentials(None))
+
+
+def a_trip(pricing: Pricing | None = None, *, keyed: bool = True) -> Trip:
+    """Under a configuration with the route `chat`, as `generation` g1."""
+    trip = new_trip()
+    trip.terms = Terms("g1", pricing or Free(), lambda name: name == "chat", keyed)
+    return trip
 
 
 async def collected(events: Events) -> list[Event]:
