@@ -1,10 +1,10 @@
 """The composition root: a configuration becomes a running application. The only importer of providers and plugins."""
 
 import os
+import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path as FilePath
 from typing import Any, NoReturn, TypeVar
@@ -18,16 +18,17 @@ from msgspec import Struct
 from plugins import known_plugins, load_plugin
 from plugins.auth import Auth
 from providers import known_protocols, load_provider
-from router.adapters import build_adapter
+from router.adapters import Adapter, build_adapter
 from router.backing import Backing, backing
 from router.call import Principal
 from router.catalog import Catalog
 from router.config import ConfigError, Document, Loaded, Problem, load
 from router.dialects.openai_chat import OpenAIChat
-from router.dispatch import Adapter, Dispatch
+from router.dispatch import Dispatch
 from router.door import Door
 from router.errors import RouterError
 from router.extension import ExtensionNotFound, UnknownExtension
+from router.generation import Generation, Generations, generation_id
 from router.http.chat import Chat
 from router.http.errors import ErrorResponses
 from router.http.health import health_routes
@@ -39,7 +40,7 @@ from router.http.request import read_head
 from router.http.usage import usage_routes
 from router.keyring import Keyring
 from router.lifecycle import lifespan
-from router.plugin import Authenticator, CallNext, Plugin, check_order, compose
+from router.plugin import Plugin, check_order, compose
 from router.prices.pricing import PriceBookPricing, price_book
 from router.provider import Target
 from router.reader import Path
@@ -56,26 +57,16 @@ CONFIG_VARIABLE = "DELTAWAY_CONFIG"
 """Tells worker processes which file to read; empty: the defaults."""
 
 
-class Gateway(Struct, frozen=True, dict=True):
-    """Everything one worker is made of."""
+class Gateway(Struct, frozen=True):
+    """Everything one worker is made of: what the configuration in force made, and what outlives it."""
 
-    loaded: Loaded
-    catalog: Catalog
-    adapters: dict[str, Adapter]
+    generations: Generations
     backing: Backing
-    plugins: tuple[Plugin, ...]
-    layers: CallNext
     running: Running
 
-    @cached_property
-    def auth(self) -> Auth:
-        """Knows the admin keys, also where calls need no key at all."""
-        listed = (plugin for plugin in self.plugins if isinstance(plugin, Auth))
-        return next(listed, None) or Auth(Auth.Settings(), self.backing.services)
-
     @property
-    def authenticator(self) -> Authenticator | None:
-        return next((plugin for plugin in self.plugins if isinstance(plugin, Authenticator)), None)
+    def current(self) -> Generation:
+        return self.generations.current
 
 
 def read_config(path: str | None, environ: Mapping[str, str]) -> Loaded:
@@ -85,9 +76,26 @@ def read_config(path: str | None, environ: Mapping[str, str]) -> Loaded:
 
 def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = make_carrier) -> Gateway:
     """Put the gateway together. Raises `ConfigError` for settings that only an adapter or plugin understands."""
+    behind = backing(loaded, environ)
+    first = build_generation(loaded, environ, behind, tls_context(), carrier)
+    return Gateway(Generations(first, behind.rates), behind, Running())
+
+
+def build_generation(
+    loaded: Loaded,
+    environ: Mapping[str, str],
+    behind: Backing,
+    context: ssl.SSLContext,
+    carrier: CarrierFactory = make_carrier,
+    previous: Generation | None = None,
+) -> Generation:
+    """All that the configuration makes for the request path. Touches no event loop, so that a thread may do it.
+
+    Of `previous`, the one in force, the adapters are kept whose rows say the same: with their connections, with what
+    they have learned, and with their count of parallel calls. Raises `ConfigError`.
+    """
     config, document = loaded.config, loaded.document
     catalog = Catalog(config)
-    context = tls_context()
     problems = Problems()
     adapters: dict[str, Adapter] = {}
     addresses: dict[str, str | None] = {}
@@ -95,23 +103,31 @@ def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = 
         with problems.gathered():
             provider = _loaded(load_provider, row.protocol, document, ("providers", row.name, "protocol"))
             addresses[row.protocol] = provider.base_url
-            adapter = build_adapter(row, provider, document, context, carrier)
+            kept = None if previous is None else previous.adapter_for(row)
+            adapter = kept or build_adapter(row, provider, document, context, carrier)
             if adapter is not None:
                 adapters[row.name] = adapter
     kinds: dict[str, type[Plugin]] = {}
     for layer in config.plugins:
         with problems.gathered():
             kinds[layer.name] = _loaded(load_plugin, layer.name, document, layer.path)
-    keyed = any(hasattr(kind, "authenticate") for kind in kinds.values())
     pricing = _pricing(loaded, addresses, problems)
-    with problems.gathered():
-        behind = backing(loaded, environ, catalog, pricing, keyed=keyed)
     if len(kinds) < len(config.plugins):
         problems.fail()
+    services = Services(
+        environ,
+        behind.keys,
+        behind.tokens,
+        pricing,
+        behind.state.gates,
+        behind.state.accounts,
+        catalog.reaches,
+        catalog.is_route,
+    )
     plugins: list[Plugin] = []
     for layer in config.plugins:
         with problems.gathered():
-            plugins.append(_plugin(layer, kinds[layer.name], document, behind.services))
+            plugins.append(_plugin(layer, kinds[layer.name], document, services))
         if getattr(kinds[layer.name], "needs_ledger", False) and not config.ledger.enabled:
             words = f"`{layer.name}` needs the ledger: remove `enabled: false` from `ledger`, or this plugin"
             problems.found.append(document.problem(layer.path, words))
@@ -124,12 +140,30 @@ def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = 
         catalog,
         adapters,
         behind.books,
-        behind.pricing,
+        pricing,
         behind.estimator if config.ledger.enabled or "usage" in kinds else None,
         unpriced=config.prices.unknown == "flag",
     )
-    layers = compose(plugins, dispatch.stream)
-    return Gateway(loaded, catalog, adapters, behind, tuple(plugins), layers, Running())
+    return Generation(
+        generation_id(document.text, pricing.own_text),
+        int(time.time() * 1000),
+        loaded,
+        catalog,
+        pricing,
+        adapters,
+        plugins,
+        compose(plugins, dispatch.stream),
+        _admins(plugins, services, document),
+    )
+
+
+def _admins(plugins: Sequence[Plugin], services: Services, document: Document) -> Auth:
+    """What knows the admin keys: the plugin, or one like it where calls need no key."""
+    listed = next((plugin for plugin in plugins if isinstance(plugin, Auth)), None)
+    try:
+        return listed or Auth(Auth.Settings(), services)
+    except ValueError as error:
+        raise ConfigError((document.problem((), str(error)),)) from None
 
 
 def _pricing(loaded: Loaded, addresses: Mapping[str, str | None], problems: "Problems") -> PriceBookPricing:
@@ -155,11 +189,11 @@ def _pricing(loaded: Loaded, addresses: Mapping[str, str | None], problems: "Pro
 
 def prices_of(gateway: Gateway) -> dict[str, str]:
     """What is known of the prices of the targets that routes lead to and providers list, by target."""
-    config = gateway.loaded.config
+    config = gateway.current.config
     routed = [target for route in config.models.values() for target in route.leads_to()]
     listed = [Target(row.name, model) for row in config.providers.values() for model in row.models]
     targets = dict.fromkeys([*routed, *listed])
-    coverage = gateway.backing.pricing.coverage(targets, int(time.time() * 1000))
+    coverage = gateway.current.pricing.coverage(targets, int(time.time() * 1000))
     return {str(each.target): each.words for each in coverage}
 
 
@@ -181,24 +215,13 @@ class Problems:
 
 
 def create_app(gateway: Gateway) -> Litestar:
-    """The ASGI application."""
-    config, behind = gateway.loaded.config, gateway.backing
-    server = config.server
-    operators = [gateway.authenticator] if gateway.authenticator not in (None, gateway.auth) else []
-    door = Door(*operators, gateway.auth)
-    keyring = Keyring(behind.store, behind.keys, other_admin=gateway.auth.has_admin_key)
+    """The ASGI application. Its routes ask for the generation in force at each request."""
+    generations, behind, server = gateway.generations, gateway.backing, gateway.current.config.server
+    door = Door.of(lambda: generations.current.operators)
+    keyring = Keyring(behind.store, behind.keys, other_admin=lambda: generations.current.admins.has_admin_key)
     dialect = OpenAIChat()
     errors = ErrorResponses(dialect)
-    chat = Chat(
-        dialect,
-        gateway.layers,
-        gateway.running,
-        gateway.authenticator,
-        behind.books,
-        layer_names=tuple(row.name for row in config.plugins),
-        body_limit=server.body_limit,
-        heartbeat=float(server.heartbeat),
-    )
+    chat = Chat(dialect, generations, gateway.running, behind.books)
 
     @asgi(CHAT_PATH, copy_scope=False)
     async def chat_completions(scope: Any, receive: Any, send: Any) -> None:
@@ -206,27 +229,24 @@ def create_app(gateway: Gateway) -> Litestar:
 
     async def caller(request: Request[Any, Any, Any]) -> Principal | None:
         """Who asks; None where no key is needed."""
-        if gateway.authenticator is None:
-            return None
-        return await gateway.authenticator.authenticate(read_head(request.scope).credentials)
+        authenticator = generations.current.authenticator
+        return None if authenticator is None else await authenticator.authenticate(read_head(request.scope).credentials)
+
+    def priced() -> tuple[PriceBookPricing, str]:
+        generation = generations.current
+        return generation.pricing, generation.config.prices.currency
 
     return Litestar(
         route_handlers=[
             chat_completions,
-            *model_routes(gateway.catalog, gateway.authenticator, int(time.time())),
+            *model_routes(generations, int(time.time())),
             *receipt_routes(behind.store, behind.books, caller),
-            *usage_routes(behind.store, behind.books, behind.pricing, caller, config.prices.currency),
-            *key_routes(keyring, door, plugins=frozenset(row.name for row in config.plugins)),
-            *health_routes(gateway.running, behind.books),
+            *usage_routes(behind.store, behind.books, priced, caller),
+            *key_routes(keyring, door, plugins=lambda: frozenset(generations.current.layer_names)),
+            *health_routes(gateway.running, behind.books, generations),
         ],
         lifespan=[
-            lifespan(
-                behind.opened,
-                gateway.plugins,
-                [adapter.upstream for adapter in gateway.adapters.values()],
-                gateway.running,
-                server.shutdown,
-            )
+            lifespan(behind.opened, generations, gateway.running, server.shutdown),
         ],
         exception_handlers={
             RouterError: errors.router_error,

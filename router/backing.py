@@ -1,6 +1,7 @@
-"""What stands behind the request path of one worker: store, ledger, prices, keys, the state of limits and budgets.
+"""What stands behind the request path of one worker: store, ledger, keys, the state of limits and budgets.
 
-Made from the configuration without touching anything; `opened` opens it all in order, and closes it in the other.
+Made from the first configuration, and outlives it. Nothing is touched before `opened`, which opens it all in order, and
+closes it in the other.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -11,7 +12,6 @@ import structlog
 from msgspec import Struct
 
 from router.accounts import Account
-from router.catalog import Catalog
 from router.config import ConfigError, Loaded
 from router.estimate import Estimator
 from router.ids import ulid
@@ -22,8 +22,7 @@ from router.ledger.keeping import CannotKeep, kept
 from router.ledger.ledger import Ledger
 from router.ledger.recovery import rejected_path
 from router.ledger.writer import Writer
-from router.prices.pricing import PriceBookPricing
-from router.services import Services
+from router.prices.live_rates import LiveRates
 from router.settings import Config, Durability
 from router.state.shared import State, StateUnavailable, shared_state
 from router.store.spending import spent
@@ -38,10 +37,10 @@ class Backing(Struct, frozen=True):
     store: Store
     state: State
     keys: StoredKeys
-    pricing: PriceBookPricing
+    rates: LiveRates
+    tokens: TokenCounter
     estimator: Estimator
     books: Books
-    services: Services
     journal: Journal
     writer: Writer
 
@@ -74,40 +73,33 @@ class Backing(Struct, frozen=True):
                         self.books,
                         self.state.gates,
                         self.state.accounts,
-                        self.pricing.convert,
+                        self.rates.convert,
                     )
                 )
             await stack.enter_async_context(self.keys.lifespan())
             yield
 
 
-def backing(
-    loaded: Loaded,
-    environ: Mapping[str, str],
-    catalog: Catalog,
-    pricing: PriceBookPricing,
-    *,
-    keyed: bool,
-) -> Backing:
-    """`keyed`: whether calls need a key. Raises `ConfigError`."""
+def backing(loaded: Loaded, environ: Mapping[str, str]) -> Backing:
+    """Raises `ConfigError`."""
     config = loaded.config
     settings = config.ledger
     directory = Path(settings.journal)
     durability: Durability = settings.durability or ("process" if config.store.file is not None else "store")
     # a journal that was synced is removed once the store has what is in it: then the store must have it for good
     store = Store(config.store, durable=durability != "process")
-    tokens, name = TokenCounter(), f"jrn_{ulid()}"
+    tokens, rates, name = TokenCounter(), LiveRates(), f"jrn_{ulid()}"
     journal = Journal(directory, name, settings.journal_limit)
     rejected = rejected_path(directory, name)
     writer = Writer(store, journal, settings.group_commit, rejected)
-    books: Books = NoLedger(pricing)
+    books: Books = NoLedger()
     if settings.enabled:
-        books = Ledger(settings, durability, journal, writer, pricing, tokens, catalog.is_route, rejected, keyed=keyed)
+        books = Ledger(settings, durability, journal, writer, tokens, rejected)
 
     async def opening(account: Account) -> int:
         # what has happened here and is not in the store yet counts too
         await books.flushed()
-        found = await spent(store, account, pricing.convert)
+        found = await spent(store, account, rates.convert)
         if found.unconverted:
             structlog.get_logger("deltaway.ledger").warning(
                 "a budget leaves out what cannot be converted: write a rate in `prices.rates`",
@@ -116,31 +108,21 @@ def backing(
             )
         return found.nano
 
-    state = shared_state(config.shared, directory, name, store, opening, pricing.convert)
+    state = shared_state(config.shared, directory, name, store, opening, rates.convert)
     try:
         keys = StoredKeys(store, environ)
     except ValueError as error:
         raise ConfigError((loaded.document.problem((), str(error)),)) from None
-    services = Services(
-        environ,
-        keys,
-        tokens,
-        pricing,
-        state.gates,
-        state.accounts,
-        catalog.reaches,
-        catalog.is_route,
-    )
     return Backing(
         config,
         directory,
         store,
         state,
         keys,
-        pricing,
+        rates,
+        tokens,
         Estimator(tokens if settings.tokenizer else None),
         books,
-        services,
         journal,
         writer,
     )

@@ -39,9 +39,9 @@ Outcome: TypeAlias = Literal[
 
 
 Role: TypeAlias = Literal["first", "lesson", "retry", "fallback", "hedge", "continuation"]
-"""Why an attempt was made. `lesson`: the same target again, with what its adapter learned from the error; `retry`: again
-at a target that was tried, or with another key; `fallback`: at the next target; `hedge`: beside one that was slow;
-`continuation`: to go on with an answer whose vendor died."""
+"""Why an attempt was made. `lesson`: the same target again, with what its adapter learned from the error; `retry`:
+again at a target that was tried, or with another key; `fallback`: at the next target; `hedge`: beside one that was
+slow; `continuation`: to go on with an answer whose vendor died."""
 
 
 class Terms(Struct, frozen=True):
@@ -180,6 +180,12 @@ class Trip(Struct):
     """Whether the ledger has been told its end."""
     counted: list[tuple[ChatRequest, str, int]] = []
     """Requests whose tokens a layer has counted: for which model, and how many."""
+
+    @property
+    def in_force(self) -> Terms:
+        """The terms of a call that has begun."""
+        assert self.terms is not None, "a call has its terms before any layer sees it"
+        return self.terms
 
     @property
     def target(self) -> Target | None:

@@ -64,7 +64,7 @@ def serve(config: str | None, host: str, port: int, workers: int, insecure: bool
         gateway = build(loaded, os.environ)
     except ConfigError as error:
         _fail_config(error)
-    if gateway.authenticator is None and not insecure and not is_loopback(host):
+    if gateway.current.authenticator is None and not insecure and not is_loopback(host):
         raise click.ClickException(
             f"{host} can be reached from other machines and no key is needed: put `auth` in the list of plugins, "
             "or say --insecure"

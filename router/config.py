@@ -43,8 +43,9 @@ T = TypeVar("T")
 class Document:
     """A parsed file, kept so that settings whose shape only the app knows get errors as good as the rest."""
 
-    def __init__(self, name: str, root: Node | None) -> None:
+    def __init__(self, name: str, root: Node | None, text: str = "") -> None:
         self.name = name
+        self.text = text
         self._root = root
 
     @property
@@ -127,7 +128,7 @@ def parse(
     problems = sorted({*problems, *check.problems})
     if problems or config is None:
         raise ConfigError(tuple(sorted(set(problems))))
-    return Loaded(config, Document(name, root))
+    return Loaded(config, Document(name, root, text))
 
 
 _DOTTED: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")

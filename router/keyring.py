@@ -39,7 +39,7 @@ class Keyring:
     """
 
     def __init__(
-        self, store: Store, book: StoredKeys, *, other_admin: bool, clock: Callable[[], float] = time.time
+        self, store: Store, book: StoredKeys, *, other_admin: Callable[[], bool], clock: Callable[[], float] = time.time
     ) -> None:
         self._rows = KeyRows(store)
         self._book = book
@@ -102,7 +102,7 @@ class Keyring:
         """For ever, and at once. Does nothing the second time. Raises `InvalidRequest` for the last admin key."""
         await self.get(key_id)
         with _reached():
-            pepper = None if self._other_admin else (await self._book.pepper()).fingerprint
+            pepper = None if self._other_admin() else (await self._book.pepper()).fingerprint
             try:
                 revoked = await self._rows.revoke(key_id, self._now(), pepper=pepper)
             except LastAdminKey:

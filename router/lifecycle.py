@@ -9,16 +9,15 @@ ends the process at once.
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import FrameType
 from typing import Any, Final, TypeAlias
 
 from router.errors import ShuttingDown
-from router.plugin import HasLifespan, Plugin
+from router.generation import Generations
 from router.running import Running
 from router.settings import Shutdown
-from router.upstream import Upstream
 
 LAST_WORDS: Final = 2.0
 """Seconds the interrupted calls have to write their last event before the server closes their connections."""
@@ -28,8 +27,7 @@ Lifespan: TypeAlias = Callable[[Any], Any]
 
 def lifespan(
     behind: Callable[[], AbstractAsyncContextManager[None]],
-    plugins: Sequence[Plugin],
-    upstreams: Iterable[Upstream],
+    generations: Generations,
     running: Running,
     shutdown: Shutdown,
 ) -> Lifespan:
@@ -39,11 +37,7 @@ def lifespan(
     async def opened(app: Any) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(behind())
-            for upstream in upstreams:
-                stack.push_async_callback(upstream.aclose)
-            for plugin in plugins:
-                if isinstance(plugin, HasLifespan):
-                    await stack.enter_async_context(plugin.lifespan())
+            await stack.enter_async_context(generations.lifespan())
             restore = _drain_on_signals(running, shutdown)
             # what start-up made lives as long as the process: the collector need not look at it again
             gc.collect()

@@ -47,7 +47,7 @@ def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers
     for line in greeting(gateway, url, admin_key, warnings):
         print(line, flush=True)  # noqa: T201  # what the person at the terminal sees first
     configure()
-    shutdown = gateway.loaded.config.server.shutdown
+    shutdown = gateway.current.config.server.shutdown
     os.environ[CONFIG_VARIABLE] = str(config_path or "")
     settings = uvicorn.Config(
         create_app(gateway) if workers == 1 else "router.app:from_environment",
@@ -79,13 +79,13 @@ def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers
 async def prepared(gateway: Gateway) -> tuple[str | None, list[str]]:
     """Bring the store up to date before anybody is greeted; gives the admin key, if this start has made it, and what
     people should know of the keys there are."""
-    if gateway.loaded.config.ledger.enabled:
+    if gateway.current.config.ledger.enabled:
         check_directory(gateway.backing.directory)
-    store = Store(gateway.loaded.config.store)
+    store = Store(gateway.current.config.store)
     await store.open()
     try:
-        admin_key = None if gateway.auth.has_admin_key else await first_admin_key(store, os.environ)
-        return admin_key, await unenforced(store, [row.name for row in gateway.loaded.config.plugins])
+        admin_key = None if gateway.current.admins.has_admin_key else await first_admin_key(store, os.environ)
+        return admin_key, await unenforced(store, gateway.current.layer_names)
     finally:
         await store.close()
 
@@ -107,14 +107,14 @@ def bind(host: str, port: int) -> socket.socket:
 
 def greeting(gateway: Gateway, url: str, admin_key: str | None, warnings: Sequence[str] = ()) -> Iterator[str]:
     """What to try next, and the first admin key, which nothing can show again."""
-    listed = [model for model in gateway.catalog.models() if model.available]
+    listed = [model for model in gateway.current.catalog.models() if model.available]
     first = listed[0].id if listed else "mock/echo"
     header = key = ""
-    if gateway.authenticator is not None:
+    if gateway.current.authenticator is not None:
         variable = "DELTAWAY_ADMIN_KEY" if os.environ.get("DELTAWAY_ADMIN_KEY") else "DELTAWAY_API_KEY"
         header, key = f'-H "Authorization: Bearer ${variable}" ', f' --key "${variable}"'
     yield f"Deltaway serves {url}/v1 · {len(listed)} models ready"
-    for row in gateway.loaded.config.providers.values():
+    for row in gateway.current.config.providers.values():
         if row.missing:
             yield f"  provider {row.name} waits for {', '.join(row.missing)}"
     for warning in warnings:

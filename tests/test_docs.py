@@ -150,7 +150,7 @@ def test_a_configuration_in_the_documentation_is_a_valid_one(block: Block) -> No
     """With every variable set, so that each provider is built and its options are read."""
     environ = dict.fromkeys(re.findall(r"\$\{(\w+)\}", block.text), "key-1") | {"DELTAWAY_ADMIN_KEY": "k" * 48}
     gateway = build(loaded(block.text, environ), environ)
-    assert set(gateway.adapters) == set(yaml.safe_load(block.text)["providers"])
+    assert set(gateway.current.adapters) == set(yaml.safe_load(block.text)["providers"])
 
 
 # -- code ------------------------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from router.dialect import Asked, Dialect
 from router.errors import ClientGone, InternalError, MethodNotAllowed, RouterError, ShuttingDown, StoreUnavailable
 from router.events import Completed, Event
 from router.fold import Fold
+from router.generation import Generation, Generations
 from router.http.reply import Send, StreamedReply, call_headers, error_headers, send_json
 from router.http.request import Head, Receive, Scope, read_body, read_head
 from router.http.streaming import pump
 from router.ids import request_id
 from router.ledger.books import Books
-from router.plugin import Authenticator, CallNext
 from router.running import Running, interrupt
 
 STRANGERS_BODY: Final = 64 * 1024
@@ -32,48 +32,42 @@ class Chat:
     def __init__(
         self,
         dialect: Dialect,
-        layers: CallNext,
+        generations: Generations,
         running: Running,
-        authenticator: Authenticator | None,
         books: Books,
-        *,
-        layer_names: tuple[str, ...],
-        body_limit: int,
-        heartbeat: float,
     ) -> None:
-        """`layer_names`: the plugins', outermost first."""
         self._dialect = dialect
-        self._authenticator = authenticator
+        self._generations = generations
         self._books = books
-        self._layers = layers
-        self._layer_names = layer_names
         self._running = running
-        self._body_limit = body_limit
-        self._heartbeat = heartbeat
         self._log = structlog.get_logger("deltaway.chat")
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request. Never raises for what a client, a vendor or a plugin did."""
-        call_id, trip = request_id(), new_trip()
-        with self._running.tracked(trip):
+        call_id, trip, generation = request_id(), new_trip(), self._generations.current
+        # from here to its end the call knows no other configuration
+        trip.terms = generation.terms
+        with generation.tracked(), self._running.tracked(trip):
             try:
-                await self._answer(call_id, trip, scope, receive, send)
+                await self._answer(generation, call_id, trip, scope, receive, send)
             except asyncio.CancelledError:
                 if trip.interruption is None:
                     raise
                 # its client would not even take the news of its end: the server closes the connection
 
-    async def _answer(self, call_id: str, trip: Trip, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, generation: Generation, call_id: str, trip: Trip, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"`{scope['path']}` takes POST, not {scope['method']}")
             if self._running.stopping is not None:
                 raise self._running.stopping
             head = read_head(scope)
-            if self._authenticator is not None and not _is_small(head.content_length):
+            if generation.authenticator is not None and not _is_small(head.content_length):
                 # the plugin will ask again, in its place among the layers; small bodies wait for that
-                await self._authenticator.authenticate(head.credentials)
-            asked = self._dialect.decode(await read_body(receive, head, self._body_limit))
+                await generation.authenticator.authenticate(head.credentials)
+            asked = self._dialect.decode(await read_body(receive, head, generation.body_limit))
         except BaseException as raised:
             error = self._reason(call_id, trip, raised)
             if not isinstance(error, ClientGone):
@@ -85,11 +79,11 @@ class Chat:
         watch = asyncio.get_running_loop().create_task(_watch(receive, asyncio.current_task(), trip))
         try:
             answer = self._stream if asked.request.stream else self._whole
-            await answer(call, asked, send, watch.cancel)
+            await answer(generation, call, asked, send, watch.cancel)
         finally:
             watch.cancel()
             # an end that nobody has put into words is the end of this process
-            self._books.close(call, asyncio.CancelledError(), self._layer_names)
+            self._books.close(call, asyncio.CancelledError(), generation.layer_names)
 
     def _call(self, call_id: str, trip: Trip, asked: Asked, head: Head, scope: Scope) -> Call:
         request = asked.request
@@ -106,12 +100,14 @@ class Chat:
             origin=client[0] if client else "",
         )
 
-    async def _whole(self, call: Call, asked: Asked, send: Send, unwatch: Callable[[], object]) -> None:
+    async def _whole(
+        self, generation: Generation, call: Call, asked: Asked, send: Send, unwatch: Callable[[], object]
+    ) -> None:
         """The answer as the fold of its stream."""
         fold, last, trip = Fold(), None, call.trip
         event: Event
         try:
-            async for event in self._layers(call):
+            async for event in generation.layers(call):
                 fold.add(event)
                 last = event
             _check_end(last)
@@ -119,29 +115,31 @@ class Chat:
             await self._close(call)
             body = self._dialect.whole(asked, fold.result(), call.id)
             headers = call_headers(call.id, trip)
-            await self._on_record(call, None)
+            await self._on_record(generation, call, None)
         except BaseException as raised:
-            error = await self._failure(call, raised)
+            error = await self._failure(generation, call, raised)
             if not isinstance(error, ClientGone):
                 await self._refuse(send, call.id, trip, error)
             return
         await send_json(send, 200, body, headers)
 
-    async def _stream(self, call: Call, asked: Asked, send: Send, unwatch: Callable[[], object]) -> None:
+    async def _stream(
+        self, generation: Generation, call: Call, asked: Asked, send: Send, unwatch: Callable[[], object]
+    ) -> None:
         """The answer as it comes."""
         trip, encoder = call.trip, self._dialect.stream(asked, call.id)
-        reply = StreamedReply(send, call.id, trip, self._heartbeat, encoder.heartbeat)
+        reply = StreamedReply(send, call.id, trip, generation.heartbeat, encoder.heartbeat)
         batch: list[bytes] = []
         try:
             try:
-                _check_end(await pump(self._layers(call), encoder.encode, reply.write, batch))
+                _check_end(await pump(generation.layers(call), encoder.encode, reply.write, batch))
                 unwatch()
                 # every layer has settled, and the call is on record, before the last byte leaves
                 await self._close(call)
-                await self._on_record(call, None)
+                await self._on_record(generation, call, None)
                 batch.append(encoder.end())
             except BaseException as raised:
-                error = await self._failure(call, raised)
+                error = await self._failure(generation, call, raised)
                 await reply.stop()
                 if isinstance(error, ClientGone):
                     return
@@ -153,11 +151,11 @@ class Chat:
         finally:
             reply.silence()
 
-    async def _failure(self, call: Call, raised: BaseException) -> RouterError:
+    async def _failure(self, generation: Generation, call: Call, raised: BaseException) -> RouterError:
         """The error that a call ends with, all its layers closed. What is not ours to handle is raised on."""
         error = self._reason(call.id, call.trip, raised)
         await self._close(call)
-        await self._on_record(call, error)
+        await self._on_record(generation, call, error)
         return error
 
     def _reason(self, call_id: str, trip: Trip, raised: BaseException) -> RouterError:
@@ -183,9 +181,9 @@ class Chat:
             trip.interruption = error
         return error
 
-    async def _on_record(self, call: Call, error: RouterError | None) -> None:
+    async def _on_record(self, generation: Generation, call: Call, error: RouterError | None) -> None:
         """Tell the ledger the call's end, and wait as long as its durability asks."""
-        waiting = self._books.close(call, error, self._layer_names)
+        waiting = self._books.close(call, error, generation.layer_names)
         if waiting is not None and not isinstance(error, ClientGone):
             try:
                 await waiting

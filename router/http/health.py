@@ -4,6 +4,7 @@ from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
+from router.generation import Generations
 from router.ledger.books import Books
 from router.running import Running
 
@@ -16,11 +17,14 @@ class Health(Struct, frozen=True):
     """`away`: the ledger's journal holds what comes until the store is back."""
     backlog: int = 0
     """Records of the ledger that are not in the store yet."""
+    generation: str = ""
+    """Which configuration is in force: the same digits wherever its files are the same."""
 
 
-def health_routes(running: Running, books: Books) -> list[HTTPRouteHandler]:
+def health_routes(running: Running, books: Books, generations: Generations) -> list[HTTPRouteHandler]:
     def health(status: str) -> Health:
-        return Health(status, len(running), "ok" if books.away is None else "away", books.backlog)
+        store = "ok" if books.away is None else "away"
+        return Health(status, len(running), store, books.backlog, generations.current.id)
 
     @get("/health/live", summary="Is the process alive?", tags=["health"], sync_to_thread=False)
     def live() -> Health:

@@ -1,7 +1,7 @@
 """`/admin/keys`, `/admin/users` and `/admin/teams`: keys and their owners, for whoever holds an admin key."""
 
-from collections.abc import Set
-from typing import Any, Final
+from collections.abc import Callable, Set
+from typing import Any, Final, TypeAlias
 
 from litestar import Request, delete, get, post, put
 from litestar.handlers import HTTPRouteHandler
@@ -37,17 +37,20 @@ from router.http.json_body import json_body
 from router.http.request import read_head
 from router.keyring import Keyring
 
+Plugins: TypeAlias = Callable[[], Set[str]]
 _SECRET: Final = {"cache-control": "no-store"}
 
 
-def key_routes(
-    keyring: Keyring, door: Door, *, plugins: Set[str] = frozenset(ENFORCERS.values())
-) -> list[HTTPRouteHandler]:
+def _all_enforcers() -> Set[str]:
+    return frozenset(ENFORCERS.values())
+
+
+def key_routes(keyring: Keyring, door: Door, *, plugins: Plugins = _all_enforcers) -> list[HTTPRouteHandler]:
     """The handlers. They need an admin key, whatever the list of plugins says. `plugins` are the names of those that
-    run: an answer warns of what none of them enforces."""
+    run at the time: an answer warns of what none of them enforces."""
 
     def shown(key: Key) -> KeyShown:
-        return key_shown(key, keyring.now(), plugins)
+        return key_shown(key, keyring.now(), plugins())
 
     @post(
         "/admin/keys",
@@ -61,7 +64,7 @@ def key_routes(
         """The only answer that holds the key itself, in `key`."""
         await _admit(door, request)
         issued = await keyring.create(new_key(await json_body(request, NewKeyBody), keyring.now()))
-        return key_issued(issued.key, issued.text, keyring.now(), plugins)
+        return key_issued(issued.key, issued.text, keyring.now(), plugins())
 
     @get("/admin/keys", summary="List keys, the newest first", tags=["keys"], operation_class=described(query=CURSOR))
     async def list_keys(request: Request[Any, Any, Any]) -> KeyList:
@@ -100,7 +103,7 @@ def key_routes(
         """The secret before stays good for `overlap`."""
         await _admit(door, request)
         issued = await keyring.rotate(key_id, overlap_of(await json_body(request, RotationBody)))
-        return key_issued(issued.key, issued.text, keyring.now(), plugins)
+        return key_issued(issued.key, issued.text, keyring.now(), plugins())
 
     @delete("/admin/keys/{key_id:str}", summary="Revoke a key", tags=["keys"], status_code=200)
     async def revoke_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> KeyShown:
@@ -120,7 +123,7 @@ def key_routes(
     ]
 
 
-def _owner_routes(keyring: Keyring, door: Door, plugins: Set[str], kind: OwnerKind) -> list[HTTPRouteHandler]:
+def _owner_routes(keyring: Keyring, door: Door, plugins: Plugins, kind: OwnerKind) -> list[HTTPRouteHandler]:
     """What all keys of one user or team may do together."""
     root, tags = f"/admin/{kind}s", [f"{kind}s"]
     one = root + "/{owner_id:path}"
@@ -137,13 +140,13 @@ def _owner_routes(keyring: Keyring, door: Door, plugins: Set[str], kind: OwnerKi
         await _admit(door, request)
         cursor = read_cursor(request)
         page = await keyring.owners(kind, cursor.limit, after=cursor.after, before=cursor.before)
-        data = [owner_shown(owner, plugins) for owner in page.owners]
+        data = [owner_shown(owner, plugins()) for owner in page.owners]
         return OwnerList(data=data, first_id=_first(data), last_id=_last(data), has_more=page.more)
 
     @get(one, operation_id=f"Retrieve{kind.title()}", summary=f"Retrieve a {kind}", tags=tags)
     async def retrieve_owner(request: Request[Any, Any, Any], owner_id: FromPath[str]) -> OwnerShown:
         await _admit(door, request)
-        return owner_shown(await keyring.owner(kind, checked_id(owner_id.removeprefix("/"))), plugins)
+        return owner_shown(await keyring.owner(kind, checked_id(owner_id.removeprefix("/"))), plugins())
 
     @put(
         one,
@@ -155,7 +158,7 @@ def _owner_routes(keyring: Keyring, door: Door, plugins: Set[str], kind: OwnerKi
     async def put_owner(request: Request[Any, Any, Any], owner_id: FromPath[str]) -> OwnerShown:
         await _admit(door, request)
         owner = owner_of(kind, owner_id.removeprefix("/"), await json_body(request, OwnerBody, required=True))
-        return owner_shown(await keyring.put_owner(owner), plugins)
+        return owner_shown(await keyring.put_owner(owner), plugins())
 
     @delete(
         one,

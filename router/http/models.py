@@ -8,10 +8,10 @@ from litestar.params import FromPath
 from msgspec import Struct
 
 from router.call import Principal
-from router.catalog import Catalog, Listed
+from router.catalog import Listed
 from router.errors import UnknownModel
+from router.generation import Generation, Generations
 from router.http.request import read_head
-from router.plugin import Authenticator
 
 
 class Model(Struct, frozen=True):
@@ -32,30 +32,35 @@ class ModelList(Struct, frozen=True):
     object: str = "list"
 
 
-def model_routes(catalog: Catalog, authenticator: Authenticator | None, started: int) -> list[HTTPRouteHandler]:
-    """The handlers. `authenticator` None: anybody may look."""
+def model_routes(generations: Generations, started: int) -> list[HTTPRouteHandler]:
+    """The handlers. Where calls need no key anybody may look."""
 
-    async def caller(request: Request[Any, Any, Any]) -> Principal | None:
-        return None if authenticator is None else await authenticator.authenticate(read_head(request.scope).credentials)
+    async def caller(generation: Generation, request: Request[Any, Any, Any]) -> Principal | None:
+        if generation.authenticator is None:
+            return None
+        return await generation.authenticator.authenticate(read_head(request.scope).credentials)
 
-    def may(principal: Principal | None, name: str) -> bool:
-        return principal is None or principal.may_use(name, route=catalog.is_route(name))
+    def may(generation: Generation, principal: Principal | None, name: str) -> bool:
+        return principal is None or principal.may_use(name, route=generation.catalog.is_route(name))
 
     @get("/v1/models", summary="List models", tags=["models"])
     async def list_models(request: Request[Any, Any, Any]) -> ModelList:
-        principal = await caller(request)
-        return ModelList([_model(listed, started) for listed in catalog.models() if may(principal, listed.id)])
+        generation = generations.current
+        principal = await caller(generation, request)
+        models = generation.catalog.models()
+        return ModelList([_model(listed, started) for listed in models if may(generation, principal, listed.id)])
 
     @get("/v1/models/{model_id:path}", summary="Retrieve a model", tags=["models"])
     async def retrieve_model(request: Request[Any, Any, Any], model_id: FromPath[str]) -> Model:
-        principal, name = await caller(request), model_id.removeprefix("/")
-        if not may(principal, name):
+        generation, name = generations.current, model_id.removeprefix("/")
+        principal = await caller(generation, request)
+        if not may(generation, principal, name):
             raise UnknownModel("no model of that name that this key may use", param="model")
-        for listed in catalog.models():
+        for listed in generation.catalog.models():
             if listed.id == name:
                 return _model(listed, started)
         # not listed, and yet `provider/model` always works; or else the error knows near names
-        provider = catalog.resolve(name).candidates[0].target.provider
+        provider = generation.catalog.resolve(name).candidates[0].target.provider
         return Model(name, started, provider, available=True)
 
     return [list_models, retrieve_model]

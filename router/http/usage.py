@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -147,8 +147,11 @@ class UsageReport(Struct, frozen=True, kw_only=True):
     gaps: list[GapShown]
 
 
-def usage_routes(store: Store, books: Books, pricing: Prices, caller: Caller, currency: str) -> list[HTTPRouteHandler]:
-    """The handlers. A key sees its own calls, an admin key and a caller of None see all."""
+def usage_routes(
+    store: Store, books: Books, in_force: Callable[[], tuple[Prices, str]], caller: Caller
+) -> list[HTTPRouteHandler]:
+    """The handlers. A key sees its own calls, an admin key and a caller of None see all. `in_force` gives the prices
+    and the currency of sums, of which one answer is made throughout."""
 
     @get(
         "/v1/usage",
@@ -159,6 +162,7 @@ def usage_routes(store: Store, books: Books, pricing: Prices, caller: Caller, cu
     )
     async def sum_usage(request: Request[Any, Any, Any]) -> Response[UsageReport] | Stream:
         principal = await caller(request)
+        pricing, currency = in_force()
         query = Query(request.scope, _PARAMETERS)
         shape = query.word("format", FORMATS, "json")
         selection = own(principal, query.selection())

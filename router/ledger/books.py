@@ -5,7 +5,6 @@ from typing import Protocol
 
 from router.call import Attempt, Call
 from router.ledger.charge import price
-from router.pricing import Pricing
 
 
 class Books(Protocol):
@@ -44,14 +43,11 @@ class NoLedger:
     away = None
     backlog = 0
 
-    def __init__(self, pricing: Pricing) -> None:
-        self._pricing = pricing
-
     def open(self, call: Call, attempt: Attempt) -> None:
         return None
 
     def settle(self, call: Call, attempt: Attempt) -> None:
-        price(self._pricing, call.trip, attempt)
+        price(call.trip, attempt)
 
     def close(self, call: Call, error: BaseException | None, layers: tuple[str, ...]) -> None:
         call.trip.closed = True

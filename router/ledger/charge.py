@@ -1,4 +1,4 @@
-"""What an attempt costs, by the price book in force."""
+"""What an attempt costs, by the prices that its call began under."""
 
 from router.call import Attempt, Trip
 from router.events import Usage
@@ -7,11 +7,11 @@ from router.money import decimal_of
 from router.pricing import Cost, Pricing
 
 
-def price(pricing: Pricing, trip: Trip, attempt: Attempt) -> None:
+def price(trip: Trip, attempt: Attempt) -> None:
     """Note what the attempt cost, and tell the client."""
     if attempt.usage is None:
         return
-    attempt.cost = cost_of(pricing, attempt, attempt.usage)
+    attempt.cost = cost_of(trip.in_force.pricing, attempt, attempt.usage)
     sums: dict[str, int] = {}
     for tried in trip.attempts:
         if tried.cost is not None:

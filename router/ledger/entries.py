@@ -1,7 +1,6 @@
 """What is written of a call and its attempts: values of the trip become rows. Pure, but for the clock."""
 
 import time
-from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -16,15 +15,15 @@ _MOST_TAGS: Final = 32
 _NOTHING: Final = Usage()
 
 
-def labels_of(call: Call, is_route: Callable[[str], bool]) -> Labels:
+def labels_of(call: Call) -> Labels:
     """The same for all rows of a call, whatever layers make of it on its way."""
     trip = call.trip
     if not isinstance(trip.labels, Labels):
-        trip.labels = _labelled(call, is_route)
+        trip.labels = _labelled(call)
     return trip.labels
 
 
-def _labelled(call: Call, is_route: Callable[[str], bool]) -> Labels:
+def _labelled(call: Call) -> Labels:
     principal, model = call.trip.principal, call.trip.asked or call.request.model
     tags, user = call.tags, call.user
     if principal is not None:
@@ -32,7 +31,7 @@ def _labelled(call: Call, is_route: Callable[[str], bool]) -> Labels:
     name, assigned = kept_text(model), call.trip.assigned
     return Labels(
         name,
-        name if is_route(model) else None,
+        name if call.trip.in_force.is_route(model) else None,
         None if principal is None else principal.key,
         None if user is None else kept_text(user),
         None if principal is None else principal.team,

@@ -40,7 +40,7 @@ from router.ledger.rows import (
     encode_record,
 )
 from router.ledger.writer import Writer
-from router.pricing import Cost, Pricing
+from router.pricing import Cost
 from router.settings import Durability
 from router.settings import Ledger as Settings
 from router.tokens import TokenCounter, measured
@@ -86,7 +86,10 @@ class _Waiting:
 
 
 class Ledger:
-    """`keyed`: a call without a known key leaves no row, so that nobody can fill the disk unknown."""
+    """Outlives every configuration: prices and routes are those that a call began under (`Trip.terms`).
+
+    Where calls need a key, one without a known key leaves no row, so that nobody can fill the disk unknown.
+    """
 
     def __init__(
         self,
@@ -94,23 +97,16 @@ class Ledger:
         durability: Durability,
         journal: Journal,
         writer: Writer,
-        pricing: Pricing,
         tokens: TokenCounter,
-        is_route: Callable[[str], bool],
         rejected: Path,
-        *,
-        keyed: bool,
     ) -> None:
         self._settings = settings
         self._durability = durability
         self._journal = journal
         self._writer = writer
-        self._pricing = pricing
         self._tokens = tokens
         self._estimator = Estimator(tokens if settings.tokenizer else None)
-        self._is_route = is_route
         self._rejected = rejected
-        self._keyed = keyed
         self._open: dict[tuple[str, int], _Open] = {}
         self._settled: list[_Written] = []
         """Settlements that go to the journal with the next record: their call is not closed yet."""
@@ -126,7 +122,7 @@ class Ledger:
 
     def open(self, call: Call, attempt: Attempt) -> Awaitable[None] | None:
         trip = call.trip
-        labels = labels_of(call, self._is_route)
+        labels = labels_of(call)
         row = begun_attempt(call.id, attempt, labels, self._journal.id)
         if trip.recorded:
             record = Opened(row)
@@ -145,7 +141,7 @@ class Ledger:
         return self._wait(position)
 
     def settle(self, call: Call, attempt: Attempt) -> None:
-        price(self._pricing, call.trip, attempt)
+        price(call.trip, attempt)
         opened = self._open.pop((call.id, attempt.n), None)
         if opened is None:
             self._count_gap(call, attempt)
@@ -165,10 +161,10 @@ class Ledger:
         self._without.discard(call.id)
         # a shadow has nobody to call it, and is ours
         shadow = trip.assigned is not None and trip.assigned.shadow_of is not None
-        unknown = self._keyed and trip.principal is None and not shadow
+        unknown = trip.in_force.keyed and trip.principal is None and not shadow
         if not trip.recorded and (trip.attempts or unknown or isinstance(error, StoreUnavailable)):
             return None
-        begun = begun_call(call, labels_of(call, self._is_route), self._journal.id)
+        begun = begun_call(call, labels_of(call), self._journal.id)
         row = ended_call(begun, call, error, layers)
         closed = _written(Closed(row, None if trip.recorded else exposure_of(call, self._journal.id)))
         try:
@@ -388,7 +384,7 @@ class Ledger:
             opened.reasoning += self._estimator.count_now(["".join(thought)], model)
             opened.noted = noted
             usage = told(opened.call.request, attempt, opened.input, opened.output, opened.reasoning)
-        cost = cost_of(self._pricing, attempt, usage)
+        cost = cost_of(opened.call.trip.in_force.pricing, attempt, usage)
         opened.row = msgspec.structs.replace(
             opened.row,
             **{name: getattr(usage, name) for name in TOKEN_CLASSES},

@@ -116,6 +116,8 @@ class OwnPrices(Struct, frozen=True):
     lists: dict[str, tuple[PriceList, ...]] = {}
     """By name; a list may hold prices in several currencies."""
     quotes: tuple[Quotes, ...] = ()
+    text: str | None = None
+    """What the file says, as it was read."""
 
 
 def load(path: FilePath, known_lists: Collection[str]) -> OwnPrices:
@@ -131,7 +133,8 @@ def load(path: FilePath, known_lists: Collection[str]) -> OwnPrices:
         raise ConfigError((Problem(name, 0, 0, f"cannot be read: {error.strerror or error}"),)) from None
     if len(data) > documents.MAX_SIZE:
         raise ConfigError((Problem(name, 1, 1, "the file is larger than 1 MiB: is it the right one?"),))
-    return parse(documents.decode(data, name), name, known_lists)
+    text = documents.decode(data, name)
+    return structs.replace(parse(text, name, known_lists), text=text)
 
 
 def parse(text: str, name: str, known_lists: Collection[str]) -> OwnPrices:

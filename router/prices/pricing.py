@@ -146,6 +146,11 @@ class PriceBookPricing:
             self._rates = ExchangeRates(self._quotes())
         return self._rates.convert(nano, currency, to, at)
 
+    @property
+    def own_text(self) -> str | None:
+        """The user's own prices, as their file was read; None where there is none."""
+        return self._own.text
+
     # -- what is known ---------------------------------------------------------------------------------------------
 
     def price_list(self, provider: str) -> str | None:

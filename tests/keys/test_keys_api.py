@@ -55,10 +55,10 @@ class Gateway:
         self.clock = clock
         self.book = StoredKeys(store, environ, clock=clock)
         self.auth = Auth(Auth.Settings((Key("configured", "configured"),)), services(self.book, environ))
-        ring = Keyring(store, self.book, other_admin=self.auth.has_admin_key, clock=clock)
+        ring = Keyring(store, self.book, other_admin=lambda: self.auth.has_admin_key, clock=clock)
         errors = ErrorResponses(OpenAIChat())
         self.app = Litestar(
-            route_handlers=key_routes(ring, Door(self.auth), plugins=frozenset(plugins)),
+            route_handlers=key_routes(ring, Door(self.auth), plugins=lambda: frozenset(plugins)),
             exception_handlers={
                 RouterError: errors.router_error,
                 HTTPException: errors.http_exception,

@@ -86,7 +86,9 @@ async def url(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[s
         auth = Auth(Auth.Settings(), Services(ENVIRON, book, *lent, lambda name: False))
         errors = ErrorResponses(OpenAIChat())
         app = Litestar(
-            route_handlers=key_routes(Keyring(store, book, other_admin=True), Door(auth), plugins=frozenset(plugins)),
+            route_handlers=key_routes(
+                Keyring(store, book, other_admin=lambda: True), Door(auth), plugins=lambda: frozenset(plugins)
+            ),
             exception_handlers={RouterError: errors.router_error, HTTPException: errors.http_exception},
             openapi_config=None,
             logging_config=None,

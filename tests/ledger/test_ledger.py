@@ -32,7 +32,7 @@ from router.store import ledger as stored
 from router.store.store import Store, StoreAway
 from router.store.tables import attempts, calls, gaps
 from router.tokens import TokenCounter
-from support.dispatching import Free, a_call
+from support.dispatching import Free, a_call, a_trip
 
 PIECE_SENT = Audio("A" * 64_000, "pcm16")
 PIECE_SAID = Extended(Extra("openai", block={"audio": {"data": "A" * 64_000}}), choice=0)
@@ -45,6 +45,10 @@ class Priced(Free):
 
     def cost(self, target: Target, usage: Usage, at: int, **_: Any) -> Cost:
         return Cost(usage.prompt_total + usage.completion_total, "USD", "v/m@2026-01-01")
+
+
+def a_priced_call(**fields: Any) -> Call:
+    return msgspec.structs.replace(a_call(**fields), trip=a_trip(Priced()))
 
 
 class Bench:
@@ -61,11 +65,8 @@ class Bench:
             durability,
             self.journal,
             self.writer,
-            Priced(),
             TokenCounter(),
-            lambda name: name == "chat",
             directory / "rejected",
-            keyed=True,
         )
 
     @asynccontextmanager
@@ -82,7 +83,7 @@ class Bench:
 
     async def begin(self, **fields: Any) -> tuple[Call, Attempt]:
         """A call whose attempt is on record."""
-        call = msgspec.structs.replace(a_call(**fields), id=f"req_{ulid()}").with_principal(
+        call = msgspec.structs.replace(a_priced_call(**fields), id=f"req_{ulid()}").with_principal(
             Principal("dw-k1", team="t1")
         )
         attempt = Attempt(n=1, target=Target("v", "m"), started=call.trip.started, created_at=call.trip.created_at)
@@ -157,9 +158,9 @@ async def test_what_ends_a_call_stands_in_its_row(store: Store, tmp_path: Path) 
         cut, attempt = await bench.begin()
         attempt.first_delta = cut.trip.first_delta = attempt.started
         await bench.end(cut, attempt, error=StreamCut("cut"))
-        refused = msgspec.structs.replace(a_call(), id="req_refused").with_principal(Principal("dw-k1"))
+        refused = msgspec.structs.replace(a_priced_call(), id="req_refused").with_principal(Principal("dw-k1"))
         bench.books.close(refused, PermissionDenied("no"), ())
-        stranger = msgspec.structs.replace(a_call(), id="req_stranger")
+        stranger = msgspec.structs.replace(a_priced_call(), id="req_stranger")
         bench.books.close(stranger, PermissionDenied("no"), ())
         # told twice, kept once
         bench.books.close(cut, None, ())
@@ -374,7 +375,7 @@ async def test_a_refused_call_takes_no_room_from_a_settlement_that_waits(
                 under_way.append(await bench.begin())
 
         def refuse() -> None:
-            refused = msgspec.structs.replace(a_call(), id=f"req_{ulid()}").with_principal(Principal("dw-k1"))
+            refused = msgspec.structs.replace(a_priced_call(), id=f"req_{ulid()}").with_principal(Principal("dw-k1"))
             assert bench.books.close(refused, NotFound("no such model"), ()) is None
 
         while bench.books._gap is None:
@@ -665,7 +666,7 @@ async def test_a_living_process_is_not_taken_for_dead_whatever_the_clocks_say(st
 
 async def test_all_rows_of_a_call_are_filed_under_what_the_client_asked_for(store: Store, tmp_path: Path) -> None:
     async with Bench(store, tmp_path).open() as bench:
-        outer = a_call(model="chat")
+        outer = a_priced_call(model="chat")
         outer.trip.asked = "chat"
         inner = outer.with_principal(Principal("dw-k1")).with_request(
             msgspec.structs.replace(outer.request, model="v/other")

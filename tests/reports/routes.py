@@ -36,12 +36,12 @@ async def asking(store: Store, book: Book | None = None) -> AsyncIterator[httpx.
             raise AuthenticationFailed("who are you?")
         return PRINCIPALS[key]
 
-    books = NoLedger(book or Book())
+    books = NoLedger()
     errors = ErrorResponses(OpenAIChat())
     app = Litestar(
         [
             *receipt_routes(store, books, caller),
-            *usage_routes(store, books, book or Book(), caller, "USD"),
+            *usage_routes(store, books, lambda: (book or Book(), "USD"), caller),
         ],
         exception_handlers={RouterError: errors.router_error, HTTPException: errors.http_exception},
         logging_config=None,
