@@ -61,6 +61,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "router.bill",
         "router.backing",
         "router.catalog",
+        "router.chooser",
         "router.config",
         "router.config_experiments",
         "router.config_routes",

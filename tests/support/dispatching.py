@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from router.adapters import Adapter, Keyed
+from router.attempts import Attempts
 from router.call import Attempt, Call, Credentials, Events, Terms, Trip, new_trip
 from router.catalog import Catalog
+from router.chooser import Chooser
 from router.config import parse
 from router.dispatch import Dispatch
 from router.estimate import Estimator
@@ -119,7 +121,9 @@ def dispatched(
     books = Told()
     adapter = Adapter("openai", [Keyed(listed)], listed)
     health = HealthBook(HealthRules(), time.monotonic, random.Random(1))
-    return Dispatch(Catalog(config), {"openai": adapter}, books, Free(), estimator, health), books
+    adapters, catalog, draw = {"openai": adapter}, Catalog(config), random.Random(1)
+    chooser = Chooser(catalog, adapters, Free(), estimator, health, draw=draw, clock=time.monotonic)
+    return Dispatch(catalog, chooser, Attempts(adapters, books, health, estimator), health), books
 
 
 def a_call(model: str = "chat", prompt: Content = "Hi", **fields: Any) -> Call:
