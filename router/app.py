@@ -1,6 +1,7 @@
 """The composition root: a configuration becomes a running application. The only importer of providers and plugins."""
 
 import os
+import random
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +20,11 @@ from plugins import known_plugins, load_plugin
 from plugins.auth import Auth
 from providers import known_protocols, load_provider
 from router.adapters import Adapter, build_adapter
+from router.attempts import Attempts
 from router.backing import Backing, backing
 from router.call import Principal
 from router.catalog import Catalog
+from router.chooser import Chooser
 from router.config import ConfigError, Document, Loaded, Problem, load
 from router.dialects.openai_chat import OpenAIChat
 from router.dispatch import Dispatch
@@ -136,14 +139,20 @@ def build_generation(
         problems.found += [document.problem(paths[name], message) for name, message in check_order(kinds)]
     if problems.found:
         problems.fail()
-    dispatch = Dispatch(
+    estimator = behind.estimator if config.ledger.enabled or "usage" in kinds else None
+    chooser = Chooser(
         catalog,
         adapters,
-        behind.books,
         pricing,
-        behind.estimator if config.ledger.enabled or "usage" in kinds else None,
+        estimator,
+        behind.health,
         unpriced=config.prices.unknown == "flag",
+        currency=config.prices.currency,
+        home=config.server.region,
+        draw=random.Random(),
+        clock=behind.health.clock,
     )
+    dispatch = Dispatch(catalog, chooser, Attempts(adapters, behind.books, behind.health, estimator), behind.health)
     return Generation(
         generation_id(document.text, pricing.own_text),
         int(time.time() * 1000),

@@ -4,6 +4,8 @@ Made from the first configuration, and outlives it. Nothing is touched before `o
 closes it in the other.
 """
 
+import random
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from router.ledger.ledger import Ledger
 from router.ledger.recovery import rejected_path
 from router.ledger.writer import Writer
 from router.prices.live_rates import LiveRates
+from router.routing.health_book import HealthBook
 from router.settings import Config, Durability
 from router.state.shared import State, StateUnavailable, shared_state
 from router.store.spending import spent
@@ -43,6 +46,7 @@ class Backing(Struct, frozen=True):
     books: Books
     journal: Journal
     writer: Writer
+    health: HealthBook
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -125,4 +129,5 @@ def backing(loaded: Loaded, environ: Mapping[str, str]) -> Backing:
         books,
         journal,
         writer,
+        HealthBook(config.health, time.monotonic, random.Random()),
     )

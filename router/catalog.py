@@ -13,7 +13,6 @@ from router.route import Balance, FallbackClass, Hedge, Retry, Route, RouteTarge
 from router.routing.candidates import Candidate
 from router.settings import Config, ProviderRow
 
-
 _ONCE: Final = Retry(attempts=1)
 
 

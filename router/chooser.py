@@ -23,8 +23,8 @@ from router.tokens import measured
 
 
 class Chooser:
-    """`unpriced`: whether unknown prices will do. `currency`: what prices are compared in. `home`: this gateway's region.
-    `clock` is that of the health."""
+    """`unpriced`: whether unknown prices will do. `currency`: what prices are compared in. `home`: this gateway's own
+    region. `clock` is that of the health."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class Chooser:
         self._clock = clock
 
     def candidates(self, call: Call, way: Way, arm: Target | None) -> list[Candidate]:
-        """One at least; `arm`, the target of an experiment's arm, is the first. Notes in the trip why, and what was left
-        out. Raises `InvalidRequest`, `Overloaded` or `PriceUnknown` when there is none."""
+        """One at least; `arm`, the target of an experiment's arm, is the first. Notes in the trip why, and what was
+        left out. Raises `InvalidRequest`, `Overloaded` or `PriceUnknown` when there is none."""
         if not way.is_route:
             # asked for by name: nobody else could answer
             self._check_prices(call, way.candidates)
