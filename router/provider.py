@@ -107,6 +107,19 @@ class Provider(Protocol):
         ...
 
 
+@runtime_checkable
+class Continues(Protocol):
+    """A provider whose vendor can be given the beginning of its answer.
+
+    Optional: without it a vendor is told, in words, to go on with the answer that another has left off.
+    """
+
+    def continued(self, request: ChatRequest, target: Target) -> ChatRequest | None:
+        """`request`, which ends with the beginning of the answer as an `Assistant` message, in the form by which the
+        vendor goes on from there; None where it cannot (with thinking, say)."""
+        ...
+
+
 class VendorResponse(Struct, frozen=True):
     """What an in-process vendor answers. `body` may raise `ConnectionError` to cut the stream."""
 
