@@ -93,16 +93,24 @@ def _head(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if receipt["error"]:
         yield "error", _error(receipt["error"])
     yield "asked for", plain(receipt["model"])
-    if decision:
+    if "why" in decision:
         candidates = ", ".join(map(plain, decision.get("candidates", ())))
-        yield "routed", f"{plain(decision.get('why', ''))}{': ' if candidates else ''}{candidates}"
+        yield "routed", f"{plain(decision['why'])}{': ' if candidates else ''}{candidates}"
+    for left_out in decision.get("skipped", ()):
+        yield "left out", plain(f"{left_out['target']}: {left_out['why']}")
+    if "generation" in decision:
+        yield "configured", plain(decision["generation"])
     for name in ("key", "user", "team"):
         if receipt[name]:
             yield name, plain(receipt[name])
     if receipt["tags"]:
         yield "tags", plain(", ".join(f"{name}={value}" for name, value in receipt["tags"].items()))
     if receipt["experiment"]:
-        yield "experiment", plain(f"{receipt['experiment']['name']}={receipt['experiment']['arm']}")
+        yield "experiment", plain(_experiment(receipt["experiment"]))
+    if receipt.get("shadows"):
+        yield "repeated", plain(", ".join(receipt["shadows"]))
+    for metric, value in receipt.get("feedback", {}).items():
+        yield "feedback", plain(f"{metric}={json.dumps(value)}")
     said = _timing(
         timing,
         queue_ms="queue",
@@ -121,7 +129,22 @@ def _head(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "cost", amounts(receipt["cost"], unpriced=receipt["unpriced"])
 
 
+def _experiment(experiment: Mapping[str, Any]) -> str:
+    words = f"{experiment['name']}={experiment['arm']}"
+    if experiment.get("unit"):
+        words += f", by {experiment['unit']}"
+    if experiment.get("forced"):
+        words += ", forced"
+    return f"{words}, repeats {experiment['shadow_of']}" if experiment.get("shadow_of") else words
+
+
 def _attempt(attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if attempt.get("role"):
+        words = f"{attempt['role']}: {attempt['why']}" if attempt["why"] else attempt["role"]
+        seam = "" if attempt["seam"] is None else f", after {number(attempt['seam'])} characters"
+        yield "made", plain(words + seam)
+    if attempt.get("key"):
+        yield "key", plain(attempt["key"])
     yield "outcome", attempt["outcome"] or "running"
     if attempt["error"]:
         yield "error", _error(attempt["error"])

@@ -5,13 +5,13 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import structlog
 from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from router.call import Principal
 from router.errors import InvalidRequest, NotFound, StoreUnavailable
@@ -27,6 +27,7 @@ from router.store.usage import unpriced
 
 Caller: TypeAlias = Callable[[Request[Any, Any, Any]], Awaitable[Principal | None]]
 """Who asks; None where nobody needs a key. Raises `AuthenticationFailed`."""
+Found = TypeVar("Found")
 _PARAMETERS: Final = (*FILTERS, "after", "before", "limit")
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PATIENCE: Final = 1.0
@@ -95,6 +96,14 @@ class CountedShown(Struct, frozen=True):
 class AttemptShown(Struct, frozen=True, kw_only=True):
     n: int
     target: str
+    role: str | None
+    """Why it was made: `first`, `lesson`, `retry`, `fallback`, `hedge` or `continuation`; null: nobody noted."""
+    why: str | None
+    """The same in words: what had failed before it, say."""
+    key: str | None
+    """Which of the provider's keys, where it has several: `2 of 3`."""
+    seam: int | None
+    """Of a continuation: characters of text that had come before it."""
     created_at: int
     outcome: str | None
     error: dict[str, Any] | None
@@ -109,9 +118,16 @@ class AttemptShown(Struct, frozen=True, kw_only=True):
     audit: CountedShown | None
 
 
-class ExperimentShown(Struct, frozen=True):
+class ExperimentShown(Struct, frozen=True, kw_only=True):
     name: str
     arm: str | None
+    """One of the experiment's, `holdout`, or `shadow`."""
+    unit: str | None = None
+    """What is assigned to an arm as a whole: `user`, `conversation`, `key` or `request`. Null while the call runs."""
+    forced: bool = False
+    """By an admin, for a test: not counted in reports."""
+    shadow_of: str | None = None
+    """The id of the call that this one repeats."""
 
 
 class ReceiptShown(Struct, frozen=True, kw_only=True):
@@ -136,13 +152,17 @@ class ReceiptShown(Struct, frozen=True, kw_only=True):
     experiment: ExperimentShown | None
     error: dict[str, Any] | None
     decision: dict[str, Any]
-    """Why it went where it went."""
+    """Why it went where it went, what was left out and why, and the configuration in force."""
     timing: TimingShown
     usage: UsageShown | None
     cost: CostShown | list[CostShown] | None
     """One for each currency, if there are several."""
     unpriced: bool
     attempts: list[AttemptShown]
+    feedback: dict[str, bool | float] | UnsetType = UNSET
+    """Metric → what was said of the answer. In a list of receipts there is none."""
+    shadows: list[str] | UnsetType = UNSET
+    """Calls that repeat this one in the background, for whoever may see them. In a list of receipts there are none."""
 
 
 class ReceiptList(Struct, frozen=True, kw_only=True):
@@ -186,17 +206,14 @@ def receipt_routes(store: Store, books: Books, caller: Caller) -> list[HTTPRoute
         Query(request.scope, ())
         key = None if principal is None or principal.admin else principal.key
         found = None
-        if _ID.fullmatch(request_id):
+        if is_id(request_id):
             await up_to_date(books)
             with readable():
-                found = await receipt(store, request_id, key=key)
-                while found is None and _is_young(request_id):
-                    # another process served it, whose rows gather for a moment
-                    await asyncio.sleep(_AGAIN)
-                    found = await receipt(store, request_id, key=key)
+                found = await found_soon(request_id, lambda: receipt(store, request_id, key=key))
         if found is None:
             raise NotFound("no request of that id that may be looked at with this key", param="id")
-        return shown(found)
+        alone = structs.replace(shown(found), feedback=found.feedback)
+        return alone if key is not None else structs.replace(alone, shadows=list(found.shadows))
 
     return [list_receipts, retrieve_receipt]
 
@@ -208,6 +225,21 @@ async def up_to_date(books: Books) -> None:
             await books.flushed()
     except TimeoutError:
         return
+
+
+def is_id(text: str) -> bool:
+    """Whether a request may have such an id."""
+    return bool(_ID.fullmatch(text))
+
+
+async def found_soon(request_id: str, look: Callable[[], Awaitable[Found | None]]) -> Found | None:
+    """What `look` finds of a call; if nothing, and the call may have been made just now, it looks again."""
+    found = await look()
+    while found is None and _is_young(request_id):
+        # another process served it, whose rows gather for a moment
+        await asyncio.sleep(_AGAIN)
+        found = await look()
+    return found
 
 
 def _is_young(request_id: str) -> bool:
@@ -226,7 +258,10 @@ def readable() -> Iterator[None]:
 
 def shown(found: Receipt) -> ReceiptShown:
     call, labels = found.call, found.call.labels
-    experiment = None if labels.experiment is None else ExperimentShown(labels.experiment, labels.arm)
+    experiment = None
+    if labels.experiment is not None:
+        known = _known(ExperimentShown, {**call.decision.get("experiment", {}), "name": labels.experiment})
+        experiment = ExperimentShown(**{**known, "arm": labels.arm})
     return ReceiptShown(
         id=call.id,
         created_at=call.created_at // 1000,
@@ -242,7 +277,7 @@ def shown(found: Receipt) -> ReceiptShown:
         tags=labels.tags,
         experiment=experiment,
         error=call.error,
-        decision=call.decision,
+        decision={name: part for name, part in call.decision.items() if name != "experiment"},
         timing=TimingShown(**_known(TimingShown, call.timing)),
         usage=_usage(found.attempts),
         cost=_cost(found.attempts),
@@ -257,6 +292,10 @@ def _attempt(row: AttemptRow, counted: Counted | None) -> AttemptShown:
     return AttemptShown(
         n=row.n,
         target=f"{row.provider}/{row.model}",
+        role=row.role,
+        why=row.why,
+        key=row.vendor_key,
+        seam=row.seam,
         created_at=row.created_at // 1000,
         outcome=row.outcome,
         error=row.error,

@@ -6,6 +6,7 @@ ends in the id, so the ten-thousandth costs what the first one does.
 
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,7 +15,7 @@ from router.ledger.rows import AttemptRow, CallRow
 from router.store.ledger import attempt_row, call_row
 from router.store.selection import Dialect, Selection, of_calls
 from router.store.store import Store
-from router.store.tables import attempts, calls
+from router.store.tables import attempts, calls, exposures, feedback
 
 
 class Counted(Struct, frozen=True):
@@ -30,6 +31,10 @@ class Receipt(Struct, frozen=True):
     """In the order they were made."""
     audits: dict[int, Counted]
     """By the number of the attempt; few are audited."""
+    feedback: dict[str, bool | float] = {}
+    """Metric → what was said of the answer. Of a receipt that is read alone, as are its `shadows`."""
+    shadows: tuple[str, ...] = ()
+    """Calls that repeat this one in the background."""
 
 
 class ReceiptPage(Struct, frozen=True):
@@ -57,9 +62,23 @@ async def receipt(store: Store, call_id: str, *, key: str | None = None) -> Rece
     query = select(calls).where(calls.c.id == call_id)
     if key is not None:
         query = query.where(calls.c.key == key)
+    said = select(feedback.c.metric, feedback.c.kind, feedback.c.value).where(feedback.c.call_id == call_id)
+    repeated = select(exposures.c.call_id).where(exposures.c.shadow_of == call_id).order_by(exposures.c.call_id)
     async with store.reading() as connection:
         found = await _with_attempts(connection, (await connection.execute(query)).mappings().all())
-    return found[0] if found else None
+        if not found:
+            return None
+        words = (await connection.execute(said.order_by(feedback.c.metric))).all()
+        # nobody but an admin may look at them: they are nobody's calls
+        shadows = () if key is not None else tuple(await connection.scalars(repeated))
+    return msgspec.structs.replace(
+        found[0], feedback={metric: said_value(kind, value) for metric, kind, value in words}, shadows=shadows
+    )
+
+
+def said_value(kind: str, value: float) -> bool | float:
+    """A value of feedback as the client said it."""
+    return bool(value) if kind == "binary" else value
 
 
 def page(

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from ledger.test_ledger import Bench, rows
 from sqlalchemy import select
 
 from router.call import Attempt, Call, Principal, Role, Skipped, Terms, Trip
@@ -21,6 +20,7 @@ from router.provider import Target
 from router.store.store import Store
 from router.store.tables import exposures
 from support.dispatching import Free, a_call
+from tests.ledger.test_ledger import Bench, rows
 
 ASSIGNED = Assigned("trial", "qwen", "5e" * 16, "user", shares="control=50,qwen=50")
 SHADOW = Assigned("trial", "shadow", "5e" * 16, "user", shares="control=50,qwen=50", shadow_of="req_0")
