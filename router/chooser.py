@@ -106,13 +106,13 @@ class Chooser:
     def _needs(self, call: Call, way: Way) -> Needs:
         request = call.request
         candidates = (*way.candidates, *chain.from_iterable(way.fallback.values()))
-        tokens: int | None = 0
+        tokens = 0
         if wants_tokens(candidates, way.balance, request):
-            tokens = next((count for asked, _, count in call.trip.counted if asked is request), None)
-            if tokens is None:
+            counted = next((count for asked, _, count in call.trip.counted if asked is request), None)
+            if counted is None:
                 texts, fixed = measured(request, recordings=False)
-                counter = self._estimator or Estimator(None)
-                tokens = fixed + counter.count_now(texts, way.candidates[0].target.model)
+                counted = fixed + self._estimator.count_now(texts, way.candidates[0].target.model)
+            tokens = counted
         return needs_of(request, call.tags, call.regions, tokens)
 
     def _standing(self, target: Target) -> Standing:

@@ -27,11 +27,11 @@ async def tried(script: Script, more: str = "") -> tuple[Call, RouterError | Non
         call, error = a_call(), None
         events: list[Event] = []
         try:
-            events += [event async for event in gate.layers(call)]
+            events += [event async for event in gate.current.layers(call)]
         except RouterError as raised:
             error = raised
         await call.trip.close()
-        upstream = gate.adapters["v"].upstream
+        upstream = gate.current.adapters["v"].upstream
         assert upstream.open == 0  # type: ignore[attr-defined]
         await upstream.aclose()
         return call, error
@@ -84,13 +84,13 @@ async def test_a_client_that_leaves_settles_the_attempt_as_its_going() -> None:
     async with vendor(stalls) as played:
         gate = gateway(config_for(played.url, plugins="[]") + "ledger: {enabled: false}\n")
         call = a_call()
-        events = gate.layers(call)
+        events = gate.current.layers(call)
         await anext(events)
         call.trip.interruption = ClientGone("the client left")
         await call.trip.close()
         await played.settled(1)
         assert [a.outcome for a in call.trip.attempts] == ["client_gone"]
-        assert gate.adapters["v"].upstream.open == 0  # type: ignore[attr-defined]
+        assert gate.current.adapters["v"].upstream.open == 0  # type: ignore[attr-defined]
 
 
 PRICES = """
@@ -126,10 +126,10 @@ async def test_where_prices_must_be_known_that_of_audio_must_be_if_there_may_be_
         call = call.with_request(replace(call.request, messages=(User(content),), extra=extra))
         try:
             if lacking is None:
-                assert [event async for event in gate.layers(call)]
+                assert [event async for event in gate.current.layers(call)]
             else:
                 with pytest.raises(PriceUnknown, match=f"for {lacking}, "):
-                    await anext(gate.layers(call))
+                    await anext(gate.current.layers(call))
                 assert not call.trip.attempts
         finally:
-            await gate.adapters["v"].upstream.aclose()
+            await gate.current.adapters["v"].upstream.aclose()
