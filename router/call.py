@@ -242,8 +242,17 @@ class Call(Struct, frozen=True, kw_only=True):
     def with_principal(self, principal: Principal) -> "Call":
         """The call with its caller known, which the trip notes too. The key's own user and tags win over its words."""
         self.trip.principal = principal
-        user, tags = principal.user or self.user, {**self.tags, **principal.tags} if principal.tags else self.tags
-        return msgspec.structs.replace(self, principal=principal, user=user, tags=tags)
+        user, tags, regions = principal.user or self.user, self.tags, self.regions
+        if principal.tags:
+            tags = {**tags, **principal.tags}
+            if "region" in principal.tags:
+                regions = regions_in(principal.tags["region"])
+        return msgspec.structs.replace(self, principal=principal, user=user, tags=tags, regions=regions)
+
+
+def regions_in(text: str) -> tuple[str, ...]:
+    """The names in a list with commas, each once."""
+    return tuple(dict.fromkeys(name for each in text.split(",") if (name := each.strip())))
 
 
 def new_trip() -> Trip:

@@ -174,3 +174,14 @@ class Assigned(Struct, frozen=True):
     """The shares in force, as `control=50,qwen=50`: counts are compared with what was planned at the time."""
     shadow_of: str | None = None
     """The id of the call that this one repeats."""
+
+
+class ExperimentState(Struct, frozen=True):
+    """What became of an experiment while it runs, as all processes see it."""
+
+    stopped: tuple[str, ...] = ()
+    """Arms that a guardrail has stopped: their units get control."""
+    shares: dict[str, float] | None = None
+    """Adapted shares of the arms, in per cent; None: those of the configuration."""
+    revision: int = 0
+    """Counts the changes."""

@@ -5,13 +5,20 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
-from router.call import Credentials
+from router.call import Credentials, regions_in
 from router.errors import BodyTooLarge, ClientGone, InvalidRequest
 
 Scope: TypeAlias = Any
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
 
-_WANTED: Final = frozenset({b"authorization", b"x-api-key", b"content-length", b"x-deltaway-user", b"x-deltaway-tags"})
+_USER: Final = b"x-deltaway-user"
+_TAGS: Final = b"x-deltaway-tags"
+_CONVERSATION: Final = b"x-deltaway-conversation"
+_REGION: Final = b"x-deltaway-region"
+_EXPERIMENT: Final = b"x-deltaway-experiment"
+_WANTED: Final = frozenset(
+    {b"authorization", b"x-api-key", b"content-length", _USER, _TAGS, _CONVERSATION, _REGION, _EXPERIMENT}
+)
 _MAX_TAGS: Final = 16
 
 
@@ -22,19 +29,26 @@ class Head(Struct, frozen=True):
     content_length: int | None = None
     user: str | None = None
     tags: dict[str, str] = {}
+    conversation: str | None = None
+    regions: tuple[str, ...] = ()
+    forced: dict[str, str] = {}
+    """Experiment → arm."""
 
 
 def read_head(scope: Scope) -> Head:
     """Raises `InvalidRequest` for a malformed header of ours."""
     found: dict[bytes, bytes] = {name: value for name, value in scope["headers"] if name in _WANTED}
     length = found.get(b"content-length", b"")
-    user = found.get(b"x-deltaway-user")
-    tags = found.get(b"x-deltaway-tags")
+    user, tags, conversation = found.get(_USER), found.get(_TAGS), found.get(_CONVERSATION)
+    region, forced = found.get(_REGION), found.get(_EXPERIMENT)
     return Head(
         credentials(found.get(b"x-api-key"), found.get(b"authorization")),
         int(length) if length.isdigit() else None,
         user.decode("utf-8", "replace") if user else None,
         _tags(tags.decode("utf-8", "replace")) if tags else {},
+        conversation.decode("utf-8", "replace") if conversation else None,
+        _regions(region.decode("utf-8", "replace")) if region is not None else (),
+        _forced(forced.decode("utf-8", "replace")) if forced else {},
     )
 
 
@@ -80,14 +94,34 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 def _tags(text: str) -> dict[str, str]:
-    tags: dict[str, str] = {}
-    for pair in text.split(","):
-        name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
-            raise InvalidRequest(
-                "the header `x-deltaway-tags` must look like `team=a,feature=b`", param="x-deltaway-tags"
-            )
-        tags[name.strip()] = value.strip()
+    tags = _pairs(text, _TAGS.decode(), "team=a,feature=b")
     if len(tags) > _MAX_TAGS:
         raise InvalidRequest(f"the header `x-deltaway-tags` holds more than {_MAX_TAGS} tags", param="x-deltaway-tags")
     return tags
+
+
+def _regions(text: str) -> tuple[str, ...]:
+    named = regions_in(text)
+    if not named:
+        # whoever sends it means to be held to something
+        header = _REGION.decode()
+        raise InvalidRequest(f"the header `{header}` names no region: write one, or several with commas", param=header)
+    return named
+
+
+def _forced(text: str) -> dict[str, str]:
+    header = _EXPERIMENT.decode()
+    arms = _pairs(text, header, "name=arm")
+    if "" in arms.values():
+        raise InvalidRequest(f"the header `{header}` must look like `name=arm`", param=header)
+    return arms
+
+
+def _pairs(text: str, header: str, example: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for pair in text.split(","):
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise InvalidRequest(f"the header `{header}` must look like `{example}`", param=header)
+        pairs[name.strip()] = value.strip()
+    return pairs
