@@ -4,8 +4,6 @@ Made from the first configuration, and outlives it. Nothing is touched before `o
 closes it in the other.
 """
 
-import random
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -113,6 +111,7 @@ def backing(loaded: Loaded, environ: Mapping[str, str]) -> Backing:
         return found.nano
 
     state = shared_state(config.shared, directory, name, store, opening, rates.convert)
+    state.health.apply(config.health)
     try:
         keys = StoredKeys(store, environ)
     except ValueError as error:
@@ -129,5 +128,5 @@ def backing(loaded: Loaded, environ: Mapping[str, str]) -> Backing:
         books,
         journal,
         writer,
-        HealthBook(config.health, time.monotonic, random.Random()),
+        state.health,
     )

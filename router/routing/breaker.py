@@ -72,7 +72,9 @@ class Window:
 
 
 class Breaker:
-    __slots__ = ("_trials", "_tried_at", "is_absent", "opened_at", "openings", "streak", "until", "why", "window")
+    __slots__ = (
+        *("_trials", "_tried_at", "heard", "is_absent", "opened_at", "openings", "streak", "until", "why", "window"),
+    )
 
     def __init__(self) -> None:
         self.opened_at: float | None = None
@@ -85,6 +87,8 @@ class Breaker:
         """Why it opened last, in words."""
         self.is_absent = False
         """Whether it opened because there is no such model. Every process finds that out by one attempt."""
+        self.heard = False
+        """Whether another process opened it."""
         self.streak = 0
         """Failures in a row."""
         self.window = Window()
@@ -170,7 +174,7 @@ class Breaker:
     def close(self) -> None:
         """Forget that it ever failed."""
         self.opened_at, self.until, self.openings, self.why, self.streak, self._trials = None, 0.0, 0, "", 0, 0
-        self.is_absent = False
+        self.is_absent = self.heard = False
         self.window.clear()
 
     def open_until(self, until: float, openings: int, why: str, now: float) -> bool:
@@ -178,7 +182,8 @@ class Breaker:
         self.openings = max(self.openings, openings)
         if until <= now or (self.opened_at is not None and until <= self.until):
             return False
-        self.opened_at, self.until, self.why, self._trials, self.is_absent = now, until, why, 0, False
+        self.opened_at, self.until, self.why, self._trials = now, until, why, 0
+        self.is_absent, self.heard = False, True
         return True
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -200,7 +205,8 @@ class Breaker:
         if seconds is None:
             seconds = min(rules.rest * 2 ** min(self.openings, _DOUBLINGS), rules.longest_rest)
         self.openings += 1
-        self.opened_at, self.why, self._trials, self.is_absent = now, why, 0, False
+        self.opened_at, self.why, self._trials = now, why, 0
+        self.is_absent = self.heard = False
         self.until = now + seconds * (1 - _SPREAD * draw.random())
 
 

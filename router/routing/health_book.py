@@ -6,7 +6,7 @@ at. What others should know is collected in `told` until `router.state.shared_he
 
 import random
 from collections.abc import Callable, Iterable
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct
 
@@ -72,6 +72,8 @@ class KeyRest(Struct, frozen=True):
     """None: it is only limited."""
     since: float
     until: float
+    heard: bool = False
+    """Whether another process found out."""
 
 
 class LastError(Struct, frozen=True):
@@ -110,6 +112,11 @@ class _Known:
         self.limited_at = 0.0
         self.limited_until = 0.0
         self.error: LastError | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is ill by what this process has seen."""
+        return self.breaker.is_ill and not self.breaker.heard
 
     def free_at(self, now: float) -> float | None:
         free = self.breaker.free_at(now)
@@ -287,13 +294,15 @@ class HealthBook:
         told, self._told = self._told, {}
         return [self._as_it_is(subject) for subject in told]
 
+    def tell_again(self, told: Iterable[Told]) -> None:
+        """They could not be told."""
+        self._told = {**{each.subject: None for each in told}, **self._told}
+
     def all_told(self) -> list[Told]:
-        """All that rests: for where nothing is known any more."""
-        targets = [
-            (False, target.provider, target.model) for target, known in self._targets.items() if known.breaker.is_ill
-        ]
-        told = [self._as_it_is(subject) for subject in (*targets, *((True, *key) for key in list(self._keys)))]
-        return [each for each in told if each.seconds > 0]
+        """All that this process has found to rest: for where nothing is known any more."""
+        found = [(False, target.provider, target.model) for target, known in self._targets.items() if known.is_own]
+        found += [(True, *key) for key, rest in self._keys.items() if not rest.heard]
+        return [each for each in map(self._as_it_is, found) if each.seconds > 0]
 
     def hear(self, told: Iterable[Told]) -> None:
         """What other processes tell. What is still to be told from here is newer."""
@@ -308,16 +317,19 @@ class HealthBook:
                     self._make_room()
                     known = self._targets[target] = _Known()
                 # each process probes at a moment of its own
-                until = now + each.seconds * (1 + 0.1 * self._draw.random())
+                seconds = min(each.seconds, float(self._rules.longest_rest))
+                until = now + seconds * (1 + 0.1 * self._draw.random())
                 known.breaker.open_until(until, each.openings, each.why, now)
             elif each.change == "closed":
                 if (known := self._targets.get(target)) is not None:
                     known.breaker.close()
             elif each.change == "rests":
-                trouble: KeyTrouble | None = each.why if each.why in ("invalid", "quota") else None  # type: ignore[assignment]
+                trouble: KeyTrouble | None = each.why if each.why in get_args(KeyTrouble) else None  # type: ignore[assignment]
+                longest = max(float(self._rules.key_rest), float(self._rules.longest_rest))
                 before = self._rest_of(each.provider, each.name, now)
                 since = now if before is None else before.since
-                self._keys[each.provider, each.name] = KeyRest(trouble, since, now + each.seconds)
+                until = now + min(each.seconds, longest)
+                self._keys[each.provider, each.name] = KeyRest(trouble, since, until, heard=True)
             else:
                 self._keys.pop((each.provider, each.name), None)
 

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the tables. A file of an older version is replaced, one of a newer left alone."""
 _APPLICATION: Final = 0x44574159
 _TABLES: Final = (
@@ -29,6 +29,8 @@ _TABLES: Final = (
     "CREATE TABLE held (call_id TEXT PRIMARY KEY, owner TEXT, until REAL, lapsed INTEGER, amounts TEXT) WITHOUT ROWID",
     # calls that were charged after what they held had been lost
     "CREATE TABLE late (call_id TEXT PRIMARY KEY, until REAL) WITHOUT ROWID",
+    # what processes tell each other of breakers and providers' keys, as JSON; the last word on each
+    "CREATE TABLE health (subject TEXT PRIMARY KEY, told_at INTEGER, owner TEXT, until REAL, told) WITHOUT ROWID",
     "CREATE TABLE generation (id TEXT)",
 )
 _RUINED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

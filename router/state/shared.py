@@ -1,6 +1,8 @@
-"""The state of limits and budgets, kept where the configuration wants it."""
+"""The state of limits and budgets, and what is known of health, kept where the configuration wants it."""
 
 import asyncio
+import random
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -8,18 +10,23 @@ from typing import Final, Self
 
 from router.accounts import Account, Accounts, AccountsAway, Opening
 from router.gates import Gates
+from router.route import HealthRules
+from router.routing.health_book import HealthBook
 from router.settings import SharedUrl
 from router.state.fallback_accounts import FallbackAccounts
 from router.state.ledger_accounts import LedgerAccounts
 from router.state.machine import Machine, MachineAway
 from router.state.machine_accounts import MachineAccounts
 from router.state.machine_gates import MachineGates
+from router.state.machine_health import MachineHealth
 from router.state.memory_accounts import MemoryAccounts
 from router.state.memory_gates import MemoryGates
 from router.state.redis import Redis, RedisAway
 from router.state.redis_accounts import RedisAccounts
 from router.state.redis_gates import RedisGates
+from router.state.redis_health import RedisHealth
 from router.state.renewing import renewing
+from router.state.shared_health import HealthLink, SharedHealth
 from router.store.spending import Convert
 from router.store.store import Store, StoreAway
 
@@ -34,11 +41,25 @@ class StateUnavailable(Exception):
 
 
 class State:
-    """Limits and budgets, counted while it is entered: `async with state:`. Raises `StateUnavailable` there."""
+    """Limits and budgets, counted while it is entered: `async with state:`. Raises `StateUnavailable` there.
 
-    def __init__(self, gates: Gates, accounts: Accounts, link: Machine | Redis | None = None) -> None:
+    `health` may be asked at any time; what other processes know of it comes in while the state is entered. `telling`
+    is how; None: there are no others.
+    """
+
+    def __init__(
+        self,
+        gates: Gates,
+        accounts: Accounts,
+        health: HealthBook,
+        link: Machine | Redis | None = None,
+        telling: HealthLink | None = None,
+    ) -> None:
         self.gates = gates
         self.accounts = accounts
+        self.health = health
+        self.shared_health = None if telling is None else SharedHealth(health, telling)
+        """None: each process knows only what it has seen itself."""
         self._link = link
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -60,6 +81,8 @@ class State:
             self._tasks.append(loop.create_task(_look(self.accounts)))
         if isinstance(self.gates, MachineGates | RedisGates):
             self._tasks.append(loop.create_task(renewing(self.gates)))
+        if self.shared_health is not None:
+            self._tasks.append(loop.create_task(self.shared_health.run()))
         return self
 
     async def __aexit__(
@@ -91,14 +114,19 @@ def shared_state(
         except StoreAway as error:
             raise AccountsAway(str(error)) from error
 
+    # rules are the configuration's, and may change while it runs
+    health = HealthBook(HealthRules(), time.monotonic, random.Random())
     if shared == "memory":
-        return State(MemoryGates(), MemoryAccounts(told, owner))
+        return State(MemoryGates(), MemoryAccounts(told, owner), health)
     ledger = LedgerAccounts(store, convert, owner)
     if shared == "auto":
         machine = Machine(directory / FILE)
-        return State(MachineGates(machine), FallbackAccounts(MachineAccounts(machine, told, owner), ledger), machine)
+        machine_accounts = FallbackAccounts(MachineAccounts(machine, told, owner), ledger)
+        telling = MachineHealth(machine, health, owner)
+        return State(MachineGates(machine), machine_accounts, health, machine, telling)
     redis = Redis(shared)
-    return State(RedisGates(redis), FallbackAccounts(RedisAccounts(redis, told, owner), ledger), redis)
+    accounts = FallbackAccounts(RedisAccounts(redis, told, owner), ledger)
+    return State(RedisGates(redis), accounts, health, redis, RedisHealth(redis, health, owner))
 
 
 async def _look(accounts: FallbackAccounts) -> None:
