@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from router.call import Call, Trip, new_trip
+from router.call import Call, Trip, new_trip, regions_in
 from router.dialect import Asked, Dialect
 from router.errors import ClientGone, InternalError, MethodNotAllowed, RouterError, ShuttingDown, StoreUnavailable
 from router.events import Completed, Event
@@ -89,6 +89,7 @@ class Chat:
         request = asked.request
         trip.asked = request.model
         client = scope.get("client")
+        tags = {**request.metadata, **head.tags} if head.tags else request.metadata
         return Call(
             id=call_id,
             request=request,
@@ -96,7 +97,10 @@ class Chat:
             trip=trip,
             credentials=head.credentials,
             user=head.user or request.user,
-            tags={**request.metadata, **head.tags} if head.tags else request.metadata,
+            tags=tags,
+            conversation=head.conversation,
+            regions=head.regions or (regions_in(tags["region"]) if "region" in tags else ()),
+            forced=head.forced,
             origin=client[0] if client else "",
         )
 
