@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from router.app import Gateway
 from router.call import Call, Credentials, new_trip
 from router.errors import ClientGone, PriceUnknown, ProviderError, RouterError
 from router.events import Event
@@ -15,16 +16,18 @@ from support.serving import config_for, gateway
 from support.vendor import Exchange, Script, delta, plays_hello, sse, usage_chunk, vendor
 
 
-def a_call(model: str = "v/m") -> Call:
+def a_call(gate: Gateway, model: str = "v/m") -> Call:
     request = ChatRequest(model=model, messages=(User("Hi"),), stream=True, protocol="openai")
-    return Call(id="req_1", request=request, dialect="openai.chat", trip=new_trip(), credentials=Credentials(None))
+    trip = new_trip()
+    trip.terms = gate.current.terms
+    return Call(id="req_1", request=request, dialect="openai.chat", trip=trip, credentials=Credentials(None))
 
 
 async def tried(script: Script, more: str = "") -> tuple[Call, RouterError | None]:
     """One call at a vendor that plays `script`."""
     async with vendor(script) as played:
         gate = gateway(config_for(played.url, plugins="[]", more=more) + "ledger: {enabled: false}\n")
-        call, error = a_call(), None
+        call, error = a_call(gate), None
         events: list[Event] = []
         try:
             events += [event async for event in gate.current.layers(call)]
@@ -83,7 +86,7 @@ async def test_a_client_that_leaves_settles_the_attempt_as_its_going() -> None:
 
     async with vendor(stalls) as played:
         gate = gateway(config_for(played.url, plugins="[]") + "ledger: {enabled: false}\n")
-        call = a_call()
+        call = a_call(gate)
         events = gate.current.layers(call)
         await anext(events)
         call.trip.interruption = ClientGone("the client left")
@@ -122,7 +125,7 @@ async def test_where_prices_must_be_known_that_of_audio_must_be_if_there_may_be_
     async with vendor(plays_hello) as played:
         config = config_for(played.url, plugins="[]") + "ledger: {enabled: false}\n"
         gate = gateway(f"{config}prices: {{unknown: refuse, file: {tmp_path / 'prices.yaml'}}}\n")
-        call = a_call(f"v/{model}")
+        call = a_call(gate, f"v/{model}")
         call = call.with_request(replace(call.request, messages=(User(content),), extra=extra))
         try:
             if lacking is None:
