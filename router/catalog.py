@@ -11,6 +11,7 @@ from router.provider import Target
 from router.reader import short
 from router.route import Balance, FallbackClass, Hedge, Retry, Route, RouteTarget, Timeouts, overlay
 from router.routing.candidates import Candidate
+from router.routing.capabilities import Capabilities
 from router.settings import Config, ProviderRow
 
 _ONCE: Final = Retry(attempts=1)
@@ -45,6 +46,7 @@ class Catalog:
     def __init__(self, config: Config) -> None:
         self._providers = config.providers
         self._routes = config.models
+        self._capabilities = Capabilities()
         self._timeouts = {row.name: overlay(Timeouts(), row.timeouts) for row in config.providers.values()}
         self._ways = {route.name: self._way(route) for route in config.models.values()}
         self._arms: dict[str, tuple[Target, ...]] = {
@@ -123,8 +125,11 @@ class Catalog:
         )
 
     def _candidate(self, each: RouteTarget, route: Route | None) -> Candidate:
-        target = each.target
+        target, can = each.target, each.can
         base = self._timeouts[target.provider]
+        if route is not None:
+            # a call that names its target goes there, whatever is known of it
+            can = self._capabilities.can_of(self._providers[target.provider], target.model, can)
         return Candidate(
             target,
             base if route is None else overlay(base, route.timeouts),
@@ -132,7 +137,7 @@ class Catalog:
             each.region,
             each.max_parallel,
             each.when,
-            each.can,
+            can,
         )
 
     def _missing_of(self, route: Route) -> tuple[str, ...]:

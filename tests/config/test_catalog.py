@@ -6,7 +6,7 @@ from router.catalog import Catalog, Listed, Way
 from router.config import defaults, parse
 from router.errors import ProviderUnavailable, UnknownModel
 from router.provider import Target
-from router.route import Timeouts
+from router.route import Can, Timeouts
 from router.routing.candidates import Candidate
 
 TEXT = """
@@ -123,3 +123,17 @@ def test_without_a_file_the_mock_answers_and_is_listed() -> None:
     found = Catalog(defaults().config)
     assert names(found.resolve("mock/echo")) == ["mock/echo"]
     assert "mock/echo" in [listed.id for listed in found.models()]
+
+
+def test_a_routes_candidates_know_what_their_models_can_do_and_the_routes_word_counts_more() -> None:
+    text = """
+providers:
+  qwen: {protocol: dashscope, api_key: k, can: {"qwen-*": {tools: false}}}
+models:
+  chat: {targets: [{target: qwen/qwen-plus, can: {context: 5000}}]}
+"""
+    known = Catalog(parse(text, "c.yaml", {}).config)
+    (candidate,) = known.resolve("chat").candidates
+    assert (candidate.can.images, candidate.can.tools, candidate.can.context) == (False, False, 5000)
+    (named,) = known.resolve("qwen/qwen-plus").candidates
+    assert named.can == Can(), "a call that names its target goes there, whatever is known of it"
