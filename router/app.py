@@ -30,10 +30,12 @@ from router.dialects.openai_chat import OpenAIChat
 from router.dispatch import Dispatch
 from router.door import Door
 from router.errors import RouterError
+from router.experiment import Experiment
 from router.extension import ExtensionNotFound, UnknownExtension
 from router.generation import Generation, Generations, generation_id
 from router.http.chat import Chat
 from router.http.errors import ErrorResponses
+from router.http.feedback import feedback_routes
 from router.http.health import health_routes
 from router.http.keys import key_routes
 from router.http.models import model_routes
@@ -245,12 +247,17 @@ def create_app(gateway: Gateway) -> Litestar:
         generation = generations.current
         return generation.pricing, generation.config.prices.currency
 
+    def experiments() -> Mapping[str, Experiment]:
+        return generations.current.config.experiments
+
+    recorded = gateway.current.config.ledger.enabled
     return Litestar(
         route_handlers=[
             chat_completions,
             *model_routes(generations, int(time.time())),
             *receipt_routes(behind.store, behind.books, caller),
             *usage_routes(behind.store, behind.books, priced, caller),
+            *feedback_routes(behind.store, behind.books, caller, experiments, recorded=recorded),
             *key_routes(keyring, door, plugins=lambda: frozenset(generations.current.layer_names)),
             *health_routes(gateway.running, behind.books, generations),
         ],

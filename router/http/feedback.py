@@ -27,7 +27,10 @@ _LARGEST: Final = 1e12
 _SMALLEST: Final = 1e-12
 """Squares of what is in between can be summed by any store."""
 _LONGEST_QUOTE: Final = 80
-_TAKES: Final[dict[MetricKind, str]] = {"binary": "true or false (or 1 or 0)", "number": "a finite number"}
+_TAKES: Final[dict[MetricKind, str]] = {
+    "binary": "is binary: it takes true or false (or 1 or 0)",
+    "number": "is a number: it takes any finite one",
+}
 
 
 class FeedbackBody(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -171,10 +174,9 @@ def _measured(body: FeedbackBody, kinds: set[MetricKind]) -> tuple[MetricKind, f
             code="invalid_value",
             param="value",
         )
-    said = " or ".join(f"{kind}: it takes {_TAKES[kind]}" for kind in sorted(kinds))
-    raise InvalidRequest(
-        f"`value` is {_described(value)}, and the metric `{body.metric}` is {said}", code="invalid_value", param="value"
-    )
+    takes = " or ".join(_TAKES[kind] for kind in sorted(kinds))
+    words = f"`value` is {_described(value)}, and the metric `{body.metric}` {takes}"
+    raise InvalidRequest(words, code="invalid_value", param="value")
 
 
 def _described(value: object) -> str:

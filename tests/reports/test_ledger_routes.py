@@ -52,8 +52,11 @@ async def test_a_receipt_tells_all_there_is(store: Store, ledger: Ledger) -> Non
         assert found[name] == getattr(call.labels, name)
     labels = call.labels
     assert found["experiment"] == (
-        None if labels.experiment is None else {"name": labels.experiment, "arm": labels.arm}
+        None
+        if labels.experiment is None
+        else {"name": labels.experiment, "arm": labels.arm, "unit": None, "forced": False, "shadow_of": None}
     )
+    assert (found["feedback"], found["shadows"]) == ({}, [])
     assert found["timing"] == {
         "duration_ms": 2100.0, "overhead_ms": 0.9, "queue_ms": 0.2, "first_token_ms": 310.2,
         "longest_gap_ms": None, "plugins": {"auth": 0.1},
