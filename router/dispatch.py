@@ -143,6 +143,8 @@ class Dispatch:
                     raise
                 finally:
                     await self._attempts.close(call, opened, None if complete else failure)
+                    if splice is not None and joining:
+                        trip.usage = splice.total(attempt.usage)
                     if complete and self._answered is not None:
                         self._answered(asked)
                 if ended is None or splice is None:
