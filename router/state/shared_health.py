@@ -58,9 +58,6 @@ class SharedHealth:
                         await changed.wait()
                 except TimeoutError:
                     pass
-                if self.trouble is not None:
-                    # what has changed waits with the rest
-                    await asyncio.sleep(ASK)
                 changed.clear()
         finally:
             self._book.on_told = None
