@@ -31,6 +31,8 @@ from router.dispatch import Dispatch
 from router.door import Door
 from router.errors import RouterError
 from router.experiment import Experiment
+from router.experiments.arms import check_arms
+from router.experiments.desk import Desk
 from router.extension import ExtensionNotFound, UnknownExtension
 from router.generation import Generation, Generations, generation_id
 from router.http.chat import Chat
@@ -139,6 +141,7 @@ def build_generation(
     if not problems.found:
         paths = {layer.name: layer.path for layer in config.plugins}
         problems.found += [document.problem(paths[name], message) for name, message in check_order(kinds)]
+    problems.found += check_arms(config, document)
     if problems.found:
         problems.fail()
     estimator = behind.estimator if config.ledger.enabled or "usage" in kinds else None
@@ -154,7 +157,9 @@ def build_generation(
         draw=random.Random(),
         clock=behind.health.clock,
     )
-    dispatch = Dispatch(catalog, chooser, Attempts(adapters, behind.books, behind.health, estimator), behind.health)
+    attempts = Attempts(adapters, behind.books, behind.health, estimator)
+    desk = Desk(config.experiments.values(), behind.states.state) if config.experiments else None
+    dispatch = Dispatch(catalog, chooser, attempts, behind.health, experiments=desk)
     return Generation(
         generation_id(document.text, pricing.own_text),
         int(time.time() * 1000),

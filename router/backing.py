@@ -14,6 +14,7 @@ from msgspec import Struct
 from router.accounts import Account
 from router.config import ConfigError, Loaded
 from router.estimate import Estimator
+from router.experiments.states import States
 from router.ids import ulid
 from router.keys import StoredKeys
 from router.ledger.books import Books, NoLedger
@@ -45,6 +46,8 @@ class Backing(Struct, frozen=True):
     journal: Journal
     writer: Writer
     health: HealthBook
+    states: States
+    """Of the experiments."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -129,4 +132,5 @@ def backing(loaded: Loaded, environ: Mapping[str, str]) -> Backing:
         journal,
         writer,
         state.health,
+        States(),
     )
