@@ -107,7 +107,7 @@ def change_of(arm: Arm, decode: Callable[[Mapping[str, Any]], ChatRequest]) -> C
 def reading() -> Callable[[Mapping[str, Any]], ChatRequest]:
     """What reads parameters as OpenAI's dialect reads a client's. Raises `InvalidRequest`."""
     decoder = RequestDecoder()
-    least = {"model": "", "messages": [{"role": "user", "content": ""}]}
+    least = {"model": "any", "messages": [{"role": "user", "content": ""}]}
 
     def decode(parameters: Mapping[str, Any]) -> ChatRequest:
         return decoder.decode(json.dumps({**parameters, **least}).encode()).request
