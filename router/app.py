@@ -25,7 +25,7 @@ from router.backing import Backing, backing
 from router.call import Principal
 from router.catalog import Catalog
 from router.chooser import Chooser
-from router.config import ConfigError, Document, Loaded, Problem, load
+from router.config import ConfigError, Document, Loaded, Problem, load, parse
 from router.dialects.openai_chat import OpenAIChat
 from router.dispatch import Dispatch
 from router.door import Door
@@ -35,7 +35,9 @@ from router.experiments.arms import check_arms
 from router.experiments.desk import Desk
 from router.extension import ExtensionNotFound, UnknownExtension
 from router.generation import Generation, Generations, generation_id
+from router.http.admin_health import admin_health_routes
 from router.http.chat import Chat
+from router.http.config import config_routes
 from router.http.errors import ErrorResponses
 from router.http.feedback import feedback_routes
 from router.http.health import health_routes
@@ -51,6 +53,7 @@ from router.plugin import Plugin, check_order, compose
 from router.prices.pricing import PriceBookPricing, price_book
 from router.provider import Target
 from router.reader import Path
+from router.reloading import Reloader
 from router.running import Running
 from router.services import Services
 from router.settings import Cors, PluginRow
@@ -62,6 +65,8 @@ T = TypeVar("T")
 CHAT_PATH = "/v1/chat/completions"
 CONFIG_VARIABLE = "DELTAWAY_CONFIG"
 """Tells worker processes which file to read; empty: the defaults."""
+KEYS_VARIABLE = "DELTAWAY_KEYS_NEEDED"
+"""Tells them, as `1`, that others can reach the gateway: no reload may take `auth` away."""
 
 
 class Gateway(Struct, frozen=True):
@@ -70,6 +75,7 @@ class Gateway(Struct, frozen=True):
     generations: Generations
     backing: Backing
     running: Running
+    reloader: Reloader
 
     @property
     def current(self) -> Generation:
@@ -83,9 +89,23 @@ def read_config(path: str | None, environ: Mapping[str, str]) -> Loaded:
 
 def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = make_carrier) -> Gateway:
     """Put the gateway together. Raises `ConfigError` for settings that only an adapter or plugin understands."""
-    behind = backing(loaded, environ)
-    first = build_generation(loaded, environ, behind, tls_context(), carrier)
-    return Gateway(Generations(first, behind.rates), behind, Running())
+    behind, context, running = backing(loaded, environ), tls_context(), Running()
+    name, is_file = loaded.document.name, loaded.document.is_file
+
+    def read(text: str | None) -> Loaded:
+        if text is not None:
+            return parse(text, name, environ, protocols=known_protocols(), plugins=known_plugins())
+        if not is_file:
+            words = "the gateway was started without a configuration: restart it with --config"
+            raise ConfigError((loaded.document.problem((), words),))
+        return read_config(name, environ)
+
+    def make(found: Loaded, previous: Generation) -> Generation:
+        return build_generation(found, environ, behind, context, carrier, previous)
+
+    generations = Generations(build_generation(loaded, environ, behind, context, carrier), behind.rates)
+    reloader = Reloader(generations, running, behind.store, name if is_file else None, read, make)
+    return Gateway(generations, behind, running, reloader)
 
 
 def build_generation(
@@ -259,15 +279,17 @@ def create_app(gateway: Gateway) -> Litestar:
     return Litestar(
         route_handlers=[
             chat_completions,
-            *model_routes(generations, int(time.time())),
+            *model_routes(generations, behind.health, int(time.time())),
             *receipt_routes(behind.store, behind.books, caller),
             *usage_routes(behind.store, behind.books, priced, caller),
             *feedback_routes(behind.store, behind.books, caller, experiments, recorded=recorded),
             *key_routes(keyring, door, plugins=lambda: frozenset(generations.current.layer_names)),
+            *config_routes(gateway.reloader, door),
             *health_routes(gateway.running, behind.books, generations),
+            *admin_health_routes(generations, behind.state, door, behind.config.shared),
         ],
         lifespan=[
-            lifespan(behind.opened, generations, gateway.running, server.shutdown),
+            lifespan(behind.opened, generations, gateway.reloader, gateway.running, server.shutdown),
         ],
         exception_handlers={
             RouterError: errors.router_error,
@@ -286,8 +308,9 @@ def from_environment() -> Litestar:
     """The application of one worker process; the configuration's path comes in the environment."""
     configure()
     environ = dict(os.environ)
-    loaded = read_config(environ.get(CONFIG_VARIABLE) or None, environ)
-    return create_app(build(loaded, environ))
+    gateway = build(read_config(environ.get(CONFIG_VARIABLE) or None, environ), environ)
+    gateway.reloader.keys_needed = environ.get(KEYS_VARIABLE) == "1"
+    return create_app(gateway)
 
 
 def _plugin(row: PluginRow, kind: Any, document: Document, services: Services) -> Plugin:

@@ -4,7 +4,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import rich_click as click
 
@@ -70,7 +70,7 @@ def serve(config: str | None, host: str, port: int, workers: int, insecure: bool
             "or say --insecure"
         )
     try:
-        run(gateway, path, host, port, workers)
+        run(gateway, path, host, port, workers, keys_needed=not insecure and not is_loopback(host))
     except (BindError, CannotKeep, StoreAway) as error:
         raise click.ClickException(str(error)) from None
 
@@ -100,12 +100,13 @@ def models(url: str, key: str | None) -> None:
     """List the models the gateway serves."""
     from rich.table import Table
 
-    found = asked(lambda client: client.models(), url, key)
-    table = Table("model", "provider", "available", box=None, header_style="bold")
+    found, words = asked(_models_and_words, url, key)
+    table = Table("model", "provider", "available", "health", box=None, header_style="bold")
     for model in found:
         missing = ", ".join(model.get("missing", ()))
         available = "yes" if model.get("available", True) else f"no: set {missing}"
-        table.add_row(model["id"], model["owned_by"], available)
+        health = words.get(model["id"]) or model.get("health") or ""
+        table.add_row(model["id"], model["owned_by"], available, health)
     console().print(table)
 
 
@@ -131,6 +132,22 @@ def chat(model: str, system: str | None, url: str, key: str | None, words: tuple
             click.echo()
             return
         _turn(model, messages, text, url, key)
+
+
+def _models_and_words(client: "Client") -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The models; and by name, what is wrong with those that are not well, if the key is an admin key."""
+    from router.client import GatewayError
+
+    models = client.models()
+    if all(model.get("health") in (None, "ok") for model in models):
+        return models, {}
+    try:
+        health = client.call("GET", "/admin/health")
+    except GatewayError:
+        # the word is for everybody, the details are not
+        return models, {}
+    words = {target["target"]: target["words"] for row in health["providers"] for target in row["targets"]}
+    return models, {**words, **{route["name"]: route["words"] for route in health["routes"]}}
 
 
 def _turn(model: str, messages: list[dict[str, str]], text: str, url: str, key: str | None) -> None:

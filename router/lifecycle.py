@@ -3,7 +3,7 @@
 On SIGTERM: `/health/ready` answers 503 at once, for `delay` seconds new calls are still served (the load balancer
 needs that long to notice), then no connection is accepted and open streams may go on for `grace` seconds. What is
 not finished then ends with an error event that says so. On SIGINT (Ctrl-C) the same without the delay; a second one
-ends the process at once.
+ends the process at once. On SIGHUP nothing stops: the configuration is read anew.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from router.errors import ShuttingDown
 from router.generation import Generations
+from router.reloading import Reloader
 from router.running import Running
 from router.settings import Shutdown
 
@@ -28,6 +29,7 @@ Lifespan: TypeAlias = Callable[[Any], Any]
 def lifespan(
     behind: Callable[[], AbstractAsyncContextManager[None]],
     generations: Generations,
+    reloader: Reloader,
     running: Running,
     shutdown: Shutdown,
 ) -> Lifespan:
@@ -38,6 +40,8 @@ def lifespan(
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(behind())
             await stack.enter_async_context(generations.lifespan())
+            await stack.enter_async_context(reloader.lifespan())
+            stack.callback(_reload_on_hangup(reloader))
             restore = _drain_on_signals(running, shutdown)
             # what start-up made lives as long as the process: the collector need not look at it again
             gc.collect()
@@ -58,6 +62,29 @@ async def _settled(running: Running) -> None:
         if not len(running):
             return
         await asyncio.sleep(0.02)
+
+
+def _reload_on_hangup(reloader: Reloader) -> Callable[[], None]:
+    """SIGHUP reads the configuration anew. Gives what restores the handler before."""
+    if not hasattr(signal, "SIGHUP"):
+        return lambda: None
+    loop = asyncio.get_running_loop()
+
+    def begin(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(reloader.soon, "SIGHUP")
+
+    try:
+        before = signal.signal(signal.SIGHUP, begin)
+    except ValueError:
+        # signals belong to the main thread; elsewhere whoever started us has them
+        return lambda: None
+    # a worker is started with it blocked, so that one which comes too early waits until here
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    return lambda: _put_back(before)
+
+
+def _put_back(handler: Any) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL if handler is None else handler)
 
 
 def _drain_on_signals(running: Running, shutdown: Shutdown) -> Callable[[], None]:

@@ -1,7 +1,7 @@
 """The calls that are running now: interrupts them, and tells when none is left."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from router.call import Trip
@@ -19,6 +19,9 @@ class Running:
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    def trips(self) -> Collection[Trip]:
+        return self._calls.values()
 
     @contextmanager
     def tracked(self, trip: Trip) -> Iterator[None]:

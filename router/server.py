@@ -5,6 +5,7 @@ import ipaddress
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from router.app import CONFIG_VARIABLE, Gateway, create_app
+from router.app import CONFIG_VARIABLE, KEYS_VARIABLE, Gateway, create_app
 from router.http.connection import ClientConnection
 from router.keyring import first_admin_key, unenforced
 from router.ledger.keeping import check_directory
@@ -23,6 +24,27 @@ from router.telemetry import configure
 BACKLOG = 4096
 KEEP_ALIVE = 75
 """Seconds an idle client connection stays open: longer than load balancers keep theirs."""
+
+
+class Workers(Multiprocess):
+    """Passes SIGHUP on to its workers, each of which reads the configuration anew. uvicorn would restart them."""
+
+    def run(self) -> None:
+        # the mask goes over to the workers: one that has no handler yet is not ended by the signal but gets it later
+        if hasattr(signal, "SIGHUP"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        super().run()
+
+    def handle_signals(self) -> None:
+        if hasattr(signal, "SIGHUP") and signal.SIGHUP in signal.sigpending():
+            signal.sigwait({signal.SIGHUP})
+            self.handle_hup()
+        super().handle_signals()
+
+    def handle_hup(self) -> None:
+        for process in self.processes:
+            if process.pid is not None and process.process.is_alive():
+                os.kill(process.pid, signal.SIGHUP)
 
 
 class BindError(Exception):
@@ -39,8 +61,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers: int) -> None:
-    """Serve until a signal ends it. Raises `BindError`, `StoreAway`, `CannotKeep`."""
+def run(
+    gateway: Gateway, config_path: str | None, host: str, port: int, workers: int, *, keys_needed: bool = False
+) -> None:
+    """Serve until a signal ends it. `keys_needed`: no reload may take the need of keys away. Raises
+    `BindError`, `StoreAway`, `CannotKeep`."""
     listening = bind(host, port)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     admin_key, warnings = asyncio.run(prepared(gateway))
@@ -49,6 +74,8 @@ def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers
     configure()
     shutdown = gateway.current.config.server.shutdown
     os.environ[CONFIG_VARIABLE] = str(config_path or "")
+    os.environ[KEYS_VARIABLE] = "1" if keys_needed else ""
+    gateway.reloader.keys_needed = keys_needed
     settings = uvicorn.Config(
         create_app(gateway) if workers == 1 else "router.app:from_environment",
         factory=workers > 1,
@@ -67,7 +94,7 @@ def run(gateway: Gateway, config_path: str | None, host: str, port: int, workers
         timeout_graceful_shutdown=int(shutdown.grace + LAST_WORDS + 1),
     )
     if workers > 1:
-        Multiprocess(settings, sockets=[listening]).run()
+        Workers(settings, sockets=[listening]).run()
         return
     try:
         uvicorn.Server(settings).run(sockets=[listening])
