@@ -14,7 +14,7 @@ from plugins import known_plugins, load_plugin
 from providers import load_provider
 from router.catalog import Catalog
 from router.config import ConfigError, load, parse
-from router.quantities import Duration, Size, size
+from router.quantities import Duration, Share, Size, parses, size
 from router.route import Timeouts, TimeoutsEntry
 from router.settings import ConfigEntry
 
@@ -73,7 +73,7 @@ def keys(type_: Any, path: str) -> dict[str, msgspec.structs.FieldInfo]:
         return keys(get_args(type_)[1], f"{path}.NAME")
     if get_origin(type_) is tuple:
         return keys(get_args(type_)[0], f"{path}[]")
-    if type_ is TimeoutsEntry or not (isinstance(type_, type) and issubclass(type_, Struct)):
+    if type_ is TimeoutsEntry or parses(type_) or not (isinstance(type_, type) and issubclass(type_, Struct)):
         return {}
     found: dict[str, msgspec.structs.FieldInfo] = {}
     for field in msgspec.structs.fields(type_):
@@ -120,6 +120,8 @@ def check_default(field: msgspec.structs.FieldInfo, shown: str) -> None:
         assert shown == "required"
     elif isinstance(default, Duration):
         assert Duration.parse(shown.strip("`")) == default
+    elif isinstance(default, Share):
+        assert shown == f"`{default * 100:g}%`"
     elif isinstance(default, Size):
         assert shown == f"`{size(default)}`"
     elif isinstance(default, bool):
@@ -132,20 +134,21 @@ def check_default(field: msgspec.structs.FieldInfo, shown: str) -> None:
 
 @pytest.mark.parametrize("name", Timeouts.__struct_fields__)
 def test_a_documented_timeout_is_the_real_one(name: str) -> None:
-    assert Duration.parse(documented()[f"timeouts.{name}"].strip("`")) == getattr(Timeouts(), name)
+    shown, real = documented()[f"timeouts.{name}"].strip("`"), getattr(Timeouts(), name)
+    assert (float(shown) if name == "min_rate" else Duration.parse(shown)) == real
 
 
 def test_the_example_file_works_without_any_key() -> None:
     config = load(ROOT / "providers.yaml", {}, protocols=PROTOCOLS, plugins=PLUGINS).config
     assert config.providers["openai"].missing == ("OPENAI_API_KEY",)
-    (candidate,) = Catalog(config).resolve("chat")
+    (candidate,) = Catalog(config).resolve("chat").candidates
     assert str(candidate.target) == "mock/echo"
 
 
 def test_the_example_file_works_with_keys() -> None:
     config = load(ROOT / "providers.yaml", KEYS, protocols=PROTOCOLS, plugins=PLUGINS).config
     assert not any(row.missing for row in config.providers.values())
-    assert [str(candidate.target) for candidate in Catalog(config).resolve("chat")] == [
+    assert [str(candidate.target) for candidate in Catalog(config).resolve("chat").candidates] == [
         "openai/gpt-5-mini",
         "qwen/qwen-plus",
         "mock/echo",
