@@ -73,6 +73,9 @@ def _choice(delta: dict[str, Any], finish: str | None = None) -> list[dict[str, 
 _FIRST = _STREAM_HEAD + _chunk(_choice({"role": "assistant", "content": "", "refusal": None}))
 _DELTA = _chunk(_choice({"content": DELTA_TEXT}))
 _OTHER = _json({})
+_REFUSAL = _json({"error": {"message": "The server had an error", "type": "server_error", "code": None}}).replace(
+    b"200 OK", b"500 Internal Server Error"
+)
 _MODELS = _json(
     {
         "object": "list",
@@ -156,8 +159,14 @@ class Vendor(asyncio.Protocol):
         if kind == b"burst":
             self._transport.write(_burst(deltas))
         else:
-            self._transport.write(_FIRST)
-            self._pace(deltas, deltas, gap / 1000)
+            self._start(deltas, gap / 1000)
+
+    def _start(self, deltas: int, seconds: float) -> None:
+        self._transport.write(_FIRST)
+        self._pace(deltas, deltas, seconds)
+
+    def _refuse(self) -> None:
+        self._transport.write(_REFUSAL)
 
     def _pace(self, left: int, deltas: int, seconds: float) -> None:
         if not self._open:
