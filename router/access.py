@@ -9,8 +9,8 @@ from router.money import Money
 Period: TypeAlias = Literal["day", "month", "total"]
 """Of a budget. Days and months are those of UTC."""
 OwnerKind: TypeAlias = Literal["user", "team"]
-SubjectKind: TypeAlias = Literal["key", "user", "team", "tag"]
-"""What limits and budgets are counted by."""
+SubjectKind: TypeAlias = Literal["key", "user", "team", "tag", "experiment"]
+"""What limits and budgets are counted by. `experiment`: the calls that one repeats in the background."""
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=10**12)]
 
 ENFORCERS: Final = {"limits": "limits", "budgets": "budget"}

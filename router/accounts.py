@@ -16,7 +16,7 @@ from router.access import Period, SubjectKind
 class Account(Struct, frozen=True):
     kind: SubjectKind
     subject: str
-    """The key's id, the user, the team, or `name=value` for a tag."""
+    """The key's id, the user, the team, `name=value` for a tag, or the experiment's name."""
     per: Period
     period: str
     """`2026-11-22`, `2026-11`, or empty for a total."""

@@ -192,6 +192,11 @@ class HttpUpstream:
             raise mapped from error
 
     @property
+    def crowded(self) -> bool:
+        """Whether more than half of its room is taken: nothing that can wait should be sent."""
+        return 2 * self.open >= self._max_parallel
+
+    @property
     def draining(self) -> int:
         """Connections whose answer is complete and whose body's end is still to come."""
         return len(self._drains)

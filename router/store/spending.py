@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from router.access import SubjectKind
 from router.accounts import Account
+from router.experiment import SHADOW
 from router.money import NANO
 from router.store.selection import Dialect, Selection, of_attempts
 from router.store.store import Store
@@ -104,3 +105,5 @@ def _selection(kind: SubjectKind, subject: str, since: int, until: int | None) -
         case "tag":
             name, _, value = subject.partition("=")
             return Selection(tags=((name, value),), since=since, until=until)
+        case "experiment":
+            return Selection(experiment=subject, arm=SHADOW, since=since, until=until)
