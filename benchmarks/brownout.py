@@ -175,7 +175,8 @@ def start_gateway(way: Way, folder: Path, ports: dict[str, int], stack: AsyncExi
     (home / "prices.yaml").write_text(f"prices:\n{prices}\n")
     (home / "providers.yaml").write_text(
         f"providers:\n{providers}\nmodels:\n  chat: {{targets: [{targets}], {way.route}}}\nhealth: {way.health}\n"
-        "server: {shutdown: {delay: 0s, grace: 1s}}\nprices: {file: prices.yaml}\nplugins: []\nledger: {enabled: false}\n"
+        "server: {shutdown: {delay: 0s, grace: 1s}}\nprices: {file: prices.yaml}\n"
+        "plugins: []\nledger: {enabled: false}\n"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
