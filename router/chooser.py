@@ -82,7 +82,7 @@ class Chooser:
                 candidates.insert(0, first)
                 trip.choice = f"the arm of an experiment; then {choice.why}" if choice.why else "an experiment's arm"
         if not candidates:
-            raise _nobody(way, choice)
+            raise _nobody(way, choice, needs)
         return self._check_prices(call, candidates)
 
     def _choice(self, call: Call, way: Way, candidates: Iterable[Candidate], needs: Needs) -> Choice:
@@ -149,10 +149,16 @@ class Chooser:
         return None
 
 
-def _nobody(way: Way, choice: Choice) -> RouterError:
+def _nobody(way: Way, choice: Choice, needs: Needs) -> RouterError:
     reasons = "; ".join(f"{each.target}: {each.why}" for each in choice.skipped)
     if choice.full:
         return Overloaded(
             f"no target of `{way.name}` has room for one call more ({reasons}); try again shortly", retry_after=1.0
         )
-    return InvalidRequest(f"no target of `{way.name}` can serve this call ({reasons})", code="no_target")
+    # programs that shorten their history when they are told to know this word
+    short = msgspec.structs.replace(needs, prompt_tokens=0, max_tokens=None)
+    too_long = all(lacks(each, short) is None for each in way.candidates)
+    return InvalidRequest(
+        f"no target of `{way.name}` can serve this call ({reasons})",
+        code="context_length_exceeded" if too_long else "no_target",
+    )
