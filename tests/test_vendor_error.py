@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.wire.vendor_error import MAX_MESSAGE, VendorMessage, clean, duration, extract_error, retry_after
+from router.wire.vendor_error import (
+    MAX_MESSAGE,
+    VendorMessage,
+    clean,
+    duration,
+    extract_error,
+    retry_after,
+    should_retry,
+)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +146,16 @@ def test_durations_as_go_writes_them(text: str, seconds: float | None) -> None:
         ("Please try again in 20ms.", 0.02),
         ("Please retry after 20 seconds.", 20.0),
         ("Try again in 3 minutes", 180.0),
+        ("try again in 2.5 minutes", 150.0),
+        ("Please retry in 34.4s.", 34.4),
+        ("Please try again in 1m2s", 62.0),
+        ("try again in 1 hour", 3600.0),
+        ("try again in 0.5 hours", 1800.0),
+        ("Please wait 12 seconds before your next request", 12.0),
+        ("please wait for 1.5s", 1.5),
+        ("try again in 1d2h", 3600.0),
+        ("please wait", None),
+        ("try again in 3 models", None),
         ("please try again in a moment", None),
         ("retry later", None),
     ],
@@ -169,6 +187,36 @@ def test_wait_is_read_from_words(message: str, seconds: float | None) -> None:
             2.0,
         ),
         ({"x-ratelimit-reset-requests": "1790000000"}, None),
+        ({"x-ms-retry-after-ms": "1500", "retry-after": "2"}, 1.5),
+        ({"retry-after": "2026-10-21T07:28:10Z", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10.0),
+        ({"retry-after": "1792567690", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10.0),
+        ({"x-ratelimit-reset-requests": "1792567690", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10.0),
+        ({"x-ratelimit-reset": "1792567690000", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10.0),
+        ({"x-ratelimit-reset": "0.25"}, 0.25),
+        ({"ratelimit-reset": "7"}, 7.0),
+        ({"ratelimitbysize-reset": "41"}, 41.0),
+        (
+            {
+                "anthropic-ratelimit-requests-remaining": "49",
+                "anthropic-ratelimit-requests-reset": "2026-10-21T08:00:00Z",
+                "anthropic-ratelimit-tokens-remaining": "0",
+                "anthropic-ratelimit-tokens-reset": "2026-10-21T07:28:30Z",
+                "date": "Wed, 21 Oct 2026 07:28:00 GMT",
+            },
+            30.0,
+        ),
+        # none is exhausted, yet the call was too much for one of them
+        (
+            {
+                "x-ratelimit-remaining-requests-day": "900",
+                "x-ratelimit-reset-requests-day": "33011.38",
+                "x-ratelimit-remaining-tokens-minute": "40",
+                "x-ratelimit-reset-tokens-minute": "11.5",
+            },
+            11.5,
+        ),
+        ({"x-ratelimit-reset-requests": "2026-10-21T07:28:10"}, None),
+        ({"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "0"}, None),
         ({}, None),
     ],
 )
@@ -187,6 +235,35 @@ def test_reset_headers_count_for_limits_only_and_words_come_before_them() -> Non
 )
 def test_wait_is_read_from_googles_retry_info(body: Any) -> None:
     assert retry_after({}, "", body) == 34.4
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        ({"error": {"message": "slow down", "retry_after": 3}}, 3.0),
+        ({"error": "Model is currently loading", "estimated_time": 20.5}, 20.5),
+        ({"error": {"metadata": {"retry_after_seconds": "8"}}}, 8.0),
+        ({"retry_after_ms": 250}, 0.25),
+        ({"error": {"metadata": {"headers": {"X-RateLimit-Reset": "1792567690000"}}}}, 10.0),
+        ({"error": {"retry_after": True}}, None),
+        ({"error": {"retry_after": "soon", "metadata": {"headers": {"X-RateLimit-Reset": 5}}}}, None),
+    ],
+)
+def test_wait_is_read_from_fields_of_the_body(body: Any, seconds: float | None) -> None:
+    assert retry_after({"date": "Wed, 21 Oct 2026 07:28:00 GMT"}, "", body) == seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"x-should-retry": "true"}, True),
+        ({"x-should-retry": "False"}, False),
+        ({"x-should-retry": "?"}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_vendor_says_of_another_try(headers: dict[str, str], said: bool | None) -> None:
+    assert should_retry(headers) is said
 
 
 @pytest.mark.parametrize(

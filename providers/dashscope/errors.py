@@ -15,13 +15,15 @@ from router.errors import (
     RateLimited,
     Rejected,
     TimedOut,
+    Unsupported,
     VendorAuthFailed,
     VendorFailed,
     VendorModelUnknown,
     VendorOverloaded,
     VendorQuotaExhausted,
 )
-from router.wire.vendor_error import VendorMessage, retry_after, without_key
+from router.wire.unsupported import says_unsupported
+from router.wire.vendor_error import VendorMessage, retry_after, should_retry, without_key
 
 # Beginnings of codes in lower case; the first that fits counts.
 _CODES: Final[tuple[tuple[str, type[ProviderError]], ...]] = (
@@ -63,7 +65,7 @@ _CODES: Final[tuple[tuple[str, type[ProviderError]], ...]] = (
     ("invalid_request", Rejected),
     ("badrequest", Rejected),
     ("invalidurl", Rejected),
-    ("unsupportedoperation", Rejected),
+    ("unsupportedoperation", Unsupported),
 )
 
 _STATUSES: Final[dict[int, type[ProviderError]]] = {
@@ -112,6 +114,7 @@ def classify(
         vendor_status=status,
         vendor_code=said.code,
         vendor_request_id=said.request_id or headers.get("x-request-id"),
+        vendor_retry=should_retry(headers),
     )
 
 
@@ -127,7 +130,11 @@ def _kind(said: VendorMessage, status: int) -> type[ProviderError]:
         kind = _by_status(int(inner[1]))
     # the types of OpenAI's shape are coarse, `invalid_request_error` comes with a 401 too
     kind = kind or _STATUSES.get(status) or _by_code(said.type) or _by_status(status)
-    return ContextTooLong if kind is Rejected and _TOO_LONG.search(said.message) else kind
+    if kind is not Rejected:
+        return kind
+    if _TOO_LONG.search(said.message):
+        return ContextTooLong
+    return Unsupported if says_unsupported(said.message) else Rejected
 
 
 def _by_code(code: str | None) -> type[ProviderError] | None:

@@ -1,7 +1,7 @@
 """Which of our errors a vendor's failure is: by its own code first, then by the HTTP status, then by its words.
 
 OpenAI answers 429 when the account is empty, DashScope 400, DeepSeek 402: so the code says more than the status. Words
-count only for what most servers have no code for: a context that is too long.
+count only for what most servers have no code for: a context that is too long, and a feature that a model has not.
 """
 
 import re
@@ -17,13 +17,15 @@ from router.errors import (
     Rejected,
     StreamCut,
     TimedOut,
+    Unsupported,
     VendorAuthFailed,
     VendorFailed,
     VendorModelUnknown,
     VendorOverloaded,
     VendorQuotaExhausted,
 )
-from router.wire.vendor_error import VendorMessage, retry_after, without_key
+from router.wire.unsupported import says_unsupported
+from router.wire.vendor_error import VendorMessage, retry_after, should_retry, without_key
 
 ErrorClass = type[ProviderError]
 
@@ -37,7 +39,13 @@ _BY_CODE: Final[dict[str, ErrorClass]] = {
     "responsibleaipolicyviolation": ContentFiltered,
     "data_inspection_failed": ContentFiltered,
     "datainspectionfailed": ContentFiltered,
+    "unsupported_parameter": Unsupported,
+    "unsupported_value": Unsupported,
+    "not_supported_error": Unsupported,
     "model_not_found": VendorModelUnknown,
+    "model_not_available": VendorModelUnknown,
+    "model_decommissioned": VendorModelUnknown,
+    "invalid_model": VendorModelUnknown,
     "modelnotfound": VendorModelUnknown,
     "model.notexist": VendorModelUnknown,
     "deploymentnotfound": VendorModelUnknown,
@@ -110,11 +118,37 @@ _BY_TYPE: Final[dict[str, ErrorClass]] = {
 """For errors inside a 200, where no status tells. In lower case."""
 
 _CONTEXT: Final = re.compile(
-    r"maximum context length|maximum model length|range of input length"
+    r"maximum context length|maximum model length|maximum prompt length|range of input length"
     r"|\bcontext (?:length|window|size)\b.{0,40}\bexceed|\bexceed.{0,40}\bcontext (?:length|window|size)"
-    r"|(?:prompt|input) is too long|too many (?:input )?tokens",
+    r"|longer than the model['’]s context length|(?:prompt|input) is too long|too many (?:input )?tokens"
+    r"|input token count\b.{0,40}\bexceeds|exceeded model token limit|`inputs` tokens \+ `max_new_tokens` must be",
     re.I,
 )
+_FILTERED: Final = re.compile(
+    r"may contain inappropriate content|violates (?:our |the )?usage guidelines|content management policy"
+    r"|result of our safety system|considered high risk",
+    re.I,
+)
+_EMPTY: Final = re.compile(r"credit balance is too low|all available credits|insufficient (?:account )?balance", re.I)
+_KEY: Final = re.compile(
+    r"api[ _-]?key (?:is )?(?:not valid|invalid|incorrect|expired)|(?:incorrect|invalid) api[ _-]?key", re.I
+)
+_GONE: Final = re.compile(
+    r"\bmodel not exist\b|is not a valid model id|\binvalid model: "
+    r"|\bmodel\b.{0,80} (?:does not exist|is not found|not found)",
+    re.I,
+)
+_WORDS: Final[tuple[tuple[frozenset[int], re.Pattern[str], ErrorClass], ...]] = (
+    (frozenset({400, 413, 422}), _CONTEXT, ContextTooLong),
+    (frozenset({400, 403}), _FILTERED, ContentFiltered),
+    (frozenset({400, 403, 429}), _EMPTY, VendorQuotaExhausted),
+    (frozenset({400}), _KEY, VendorAuthFailed),
+    (frozenset({400}), _GONE, VendorModelUnknown),
+)
+"""Statuses that say too little → words → class; the first that fits. xAI filters with 403, Google and xAI answer 400 to
+a wrong key, Anthropic to an empty account, DeepSeek, Mistral and OpenRouter to a model they have not."""
+_REFUSING: Final = frozenset({400, 404, 415, 422, 500, 501})
+"""Statuses with which servers refuse a feature that they have not: llama.cpp with 500."""
 _ALLOCATED: Final = re.compile(r"allocated quota|\btpm\b|tokens? per minute", re.I)
 _WORD: Final = re.compile(r"[a-z]+(?:_[a-z]+)+")
 """A code in OpenAI's form: `unsupported_parameter`, `invalid_json_schema`."""
@@ -143,8 +177,11 @@ def classify(said: VendorMessage, status: int | None, *, quota_refills: bool = F
         if known is not None and known is not Rejected:
             return known
         status = 400 if known is Rejected or _CONTEXT.search(said.message) else 500
-    if status in (400, 413, 422) and _CONTEXT.search(said.message):
-        return ContextTooLong
+    for statuses, words_of, found in _WORDS:
+        if status in statuses and words_of.search(said.message):
+            return found
+    if status in _REFUSING and says_unsupported(said.message):
+        return Unsupported
     if status == 403 and _flagged(said):
         return ContentFiltered
     if status == 404 and _MODEL.search(said.message):
@@ -163,7 +200,9 @@ def _flagged(said: VendorMessage) -> bool:
 
 def _own_word(found: ErrorClass, said: VendorMessage) -> str | None:
     """The vendor's code where it says more than ours: why a request is refused, which programs act upon."""
-    return said.code if found is Rejected and said.code is not None and _WORD.fullmatch(said.code) else None
+    if found not in (Rejected, Unsupported) or said.code is None:
+        return None
+    return said.code if _WORD.fullmatch(said.code) else None
 
 
 class Failures:
@@ -195,6 +234,7 @@ class Failures:
             vendor_status=status,
             vendor_code=said.code or said.type,
             vendor_request_id=said.request_id or self._request_id,
+            vendor_retry=should_retry(self._headers),
         )
 
     def within(self, said: VendorMessage, status: int | None = None) -> ProviderError:

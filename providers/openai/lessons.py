@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from router.errors import ProviderError, Rejected
+from router.errors import ProviderError, Rejected, Unsupported
 
 GIVEN_UP: Final[frozenset[str]] = frozenset(
     {
@@ -102,7 +102,7 @@ class Lessons:
         Also true when another call learned the same meanwhile, and this one was encoded before: but once per body,
         so that no request can go round in circles.
         """
-        if type(error) is not Rejected or error.vendor_status not in (400, 422):
+        if type(error) not in (Rejected, Unsupported) or error.vendor_status not in (400, 422):
             return False
         try:
             sent = msgspec.json.decode(body)

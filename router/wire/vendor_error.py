@@ -91,23 +91,33 @@ def retry_after(
 ) -> float | None:
     """Seconds the vendor asks to wait, at most `MAX_RETRY_AFTER`.
 
-    Read in this order: `retry-after-ms`, `retry-after` (seconds, or a date relative to the response's own `date`),
-    Google's `RetryInfo.retryDelay` in the body, "try again in 41.7s" in the message, `x-ratelimit-reset-*`. The last
-    are on every response of some vendors and mean something only when the call was `limited` (429).
-    Header names are in lower case.
+    Read in this order: `retry-after-ms` and Azure's `x-ms-retry-after-ms`, `retry-after` (seconds, a duration or a
+    point in time), Google's `RetryInfo.retryDelay` and fields such as `retry_after` in the body, "try again in 41.7s"
+    in the message, and when the exhausted limit starts anew (`x-ratelimit-reset-*`, `anthropic-ratelimit-*-reset`,
+    `ratelimit-reset`; OpenRouter has such headers in the body). The last are on every response of some vendors and mean
+    something only when the call was `limited` (429). Points in time are relative to the response's own `date`, as
+    there is no clock here; without one they tell nothing. Header names are in lower case.
     """
-    seconds = _number(headers.get("retry-after-ms"))
-    if seconds is not None:
-        return _capped(seconds / 1000)
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        milliseconds = _number(headers.get(name))
+        if milliseconds is not None:
+            return _capped(milliseconds / 1000)
     for read in (
         _retry_after_header(headers),
         _retry_delay(body),
+        _retry_field(body),
         _retry_text(message),
-        _reset_headers(headers) if limited else None,
+        _reset_headers(headers, body) if limited else None,
     ):
         if read is not None:
             return _capped(read)
     return None
+
+
+def should_retry(headers: Mapping[str, str]) -> bool | None:
+    """What the vendor says of another try, by `x-should-retry` (OpenAI, Anthropic); None where it says nothing."""
+    said = headers.get("x-should-retry", "").strip().lower()
+    return {"true": True, "false": False}.get(said)
 
 
 def duration(text: str) -> float | None:
@@ -257,12 +267,21 @@ _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs"
 _DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|μs|ns|h|m|s)")
 _DURATION: Final = re.compile(rf"(?:{_DURATION_PART.pattern})+")
 _AGAIN: Final = re.compile(
-    r"(?:try again|retry|retry again)\s+(?:in|after)\s+"
-    r"(?:(\d+)\s*h(?:ours?)?\s*)?"
-    r"(?:(\d+)\s*m(?:in(?:ute)?s?)?(?![a-z])\s*)?"
+    r"(?:(?:try again|retry|retry again)\s+(?:in|after)|wait(?:\s+(?:for|at least))?)\s+"
+    r"(?:(\d+(?:\.\d+)?)\s*d(?:ays?)?(?![a-z])\s*)?"
+    r"(?:(\d+(?:\.\d+)?)\s*h(?:(?:ou)?rs?)?(?![a-z])\s*)?"
+    r"(?:(\d+(?:\.\d+)?)\s*m(?:in(?:ute)?s?)?(?![a-z])\s*)?"
     r"(?:(\d+(?:\.\d+)?)\s*(ms|milliseconds?|s|secs?|seconds?)(?![a-z]))?",
     re.I,
 )
+_RESET: Final = re.compile(r"(?:[a-z]+-)?ratelimit(?:bysize)?-(?:.+-)?reset(?:-.+)?")
+"""`x-ratelimit-reset-tokens`, `anthropic-ratelimit-tokens-reset`, `ratelimit-reset`, `ratelimitbysize-reset`."""
+_WAITS: Final = {"retry_after": 1.0, "retry_after_seconds": 1.0, "retry_after_ms": 1e-3, "estimated_time": 1.0}
+"""Fields of error bodies → seconds of their unit. `estimated_time`: how long Hugging Face still loads the model."""
+_LONGEST_RESET: Final = 1e6
+"""Seconds; a greater number is a point in time."""
+_FIRST_MOMENT: Final = 1e9
+"""Unix seconds that a point in time is at least; a thousand times that, and it is in milliseconds."""
 
 
 def _number(text: str | None) -> float | None:
@@ -285,23 +304,63 @@ def _date(text: str | None) -> datetime | None:
     return date if date is not None and date.tzinfo is not None else None
 
 
+def _moment(text: str) -> float | None:
+    """Unix seconds of a point in time: of HTTP, of RFC 3339, or a number of seconds or milliseconds."""
+    number = _number(text)
+    if number is not None:
+        return number / 1000 if number >= _FIRST_MOMENT * 1000 else number if number >= _FIRST_MOMENT else None
+    try:
+        date = datetime.fromisoformat(text.strip())
+    except ValueError:
+        found = _date(text)
+        return None if found is None else found.timestamp()
+    return date.timestamp() if date.tzinfo is not None else None
+
+
+def _wait_of(text: str, headers: Mapping[str, str]) -> float | None:
+    """Seconds from now, of a duration or a point in time."""
+    seconds = duration(text)
+    if seconds is not None and seconds < _LONGEST_RESET:
+        return seconds
+    then, now = _moment(text), _date(headers.get("date"))
+    return None if then is None or now is None else then - now.timestamp()
+
+
 def _retry_after_header(headers: Mapping[str, str]) -> float | None:
     value = headers.get("retry-after")
     if not value:
         return None
-    seconds = _number(value)
-    if seconds is not None:
-        return seconds
-    then, now = _date(value), _date(headers.get("date"))
-    return (then - now).total_seconds() if then is not None and now is not None else duration(value)
+    # a number too large for a wait is one all the same
+    return _number(value) if (wait := _wait_of(value, headers)) is None else wait
+
+
+def _error_object(body: Any) -> dict[str, Any] | None:
+    if isinstance(body, list):
+        body = body[0] if body else None
+    error = body.get("error") if isinstance(body, dict) else None
+    return error if isinstance(error, dict) else None
+
+
+def _retry_field(body: Any) -> float | None:
+    """A wait among the fields of the error, of its metadata, or beside it."""
+    error = _error_object(body)
+    metadata = error.get("metadata") if error is not None else None
+    for holder in (error, metadata, body):
+        if not isinstance(holder, dict):
+            continue
+        for name, unit in _WAITS.items():
+            value = holder.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                value = str(value)
+            if isinstance(value, str) and (seconds := duration(value)) is not None:
+                return seconds * unit
+    return None
 
 
 def _retry_delay(body: Any) -> float | None:
     """`retryDelay` of a google.rpc.RetryInfo among the error's details."""
-    if isinstance(body, list):
-        body = body[0] if body else None
-    error = body.get("error") if isinstance(body, dict) else None
-    details = error.get("details") if isinstance(error, dict) else None
+    error = _error_object(body)
+    details = error.get("details") if error is not None else None
     for detail in details if isinstance(details, list) else ():
         delay = detail.get("retryDelay") if isinstance(detail, dict) else None
         if isinstance(delay, str) and (seconds := duration(delay)) is not None:
@@ -313,19 +372,25 @@ def _retry_text(message: str) -> float | None:
     found = _AGAIN.search(message)
     if found is None or not any(found.groups()):
         return None
-    hours, minutes, number, unit = found.groups()
+    days, hours, minutes, number, unit = found.groups()
     last = float(number or 0) * (1e-3 if unit and unit.lower().startswith("m") else 1.0)
-    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + last
+    return float(days or 0) * 86400 + float(hours or 0) * 3600 + float(minutes or 0) * 60 + last
 
 
-def _reset_headers(headers: Mapping[str, str]) -> float | None:
-    """When the exhausted one of the limits starts anew; when none says it is exhausted, the latest of them."""
+def _reset_headers(headers: Mapping[str, str], body: Any) -> float | None:
+    """When the exhausted one of the limits starts anew; when none says how much is left, the latest of them; when all
+    have something left, which was not enough, the first."""
+    error = _error_object(body)
+    metadata = error.get("metadata") if error is not None else None
+    within = metadata.get("headers") if isinstance(metadata, dict) else None
+    said: dict[str, str] = {**headers}
+    if isinstance(within, dict):
+        said |= {name.lower(): value for name, value in within.items() if isinstance(value, str)}
     resets: dict[str, float] = {}
-    for name, value in headers.items():
-        if name.startswith("x-ratelimit-reset-"):
-            seconds = duration(value)
-            # some send a point in time, which needs a clock
-            if seconds is not None and seconds < 1e6:
-                resets[name.removeprefix("x-ratelimit-reset-")] = seconds
-    exhausted = [s for kind, s in resets.items() if _number(headers.get(f"x-ratelimit-remaining-{kind}")) == 0]
-    return max(exhausted or resets.values(), default=None)
+    for name, value in said.items():
+        if _RESET.fullmatch(name) and (seconds := _wait_of(value, headers)) is not None:
+            resets[name] = seconds
+    left = {name: _number(said.get(name.replace("-reset", "-remaining"))) for name in resets}
+    exhausted = [resets[name] for name, number in left.items() if number == 0]
+    untold = [resets[name] for name, number in left.items() if number is None]
+    return max(exhausted or untold, default=min(resets.values(), default=None))

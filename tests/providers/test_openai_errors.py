@@ -65,6 +65,11 @@ def test_insufficient_quota_is_an_empty_account_but_at_dashscope_a_limit_that_re
         (said(code="slow_down"), errors.VendorOverloaded),
         (said(code="data_inspection_failed"), errors.ContentFiltered),
         (said(code="model_not_found"), errors.VendorModelUnknown),
+        (said(code="unsupported_value"), errors.Unsupported),
+        (said("x does not support tools", kind="invalid_request_error"), errors.Unsupported),
+        (said(code="Arrearage"), errors.VendorQuotaExhausted),
+        (said(code="invalid_api_key"), errors.VendorAuthFailed),
+        (said(code="content_filter"), errors.ContentFiltered),
         (said(code=401), errors.VendorAuthFailed),
         (said(code=402), errors.VendorQuotaExhausted),
         (said(code=408), errors.TimedOut),
@@ -77,6 +82,64 @@ def test_error_inside_a_200_is_told_by_its_code_its_status_or_its_type(error: An
     found = within(error)
     assert type(found) is expected
     assert found.vendor_request_id == "r-9"
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        (400, said("Unsupported value: 'temperature'", "unsupported_value"), errors.Unsupported),
+        (400, said("gemma:2b does not support tools"), errors.Unsupported),
+        (404, said("No endpoints found that support tool use.", 404), errors.Unsupported),
+        (500, said("image input is not supported", 500, "server_error"), errors.Unsupported),
+        (501, said("This server does not support it", 501, "not_supported_error"), errors.Unsupported),
+        (400, said("Unknown parameter: 'toolz'.", "unknown_parameter"), errors.Rejected),
+        (400, said("Invalid schema: 'allOf' is not permitted", "invalid_json_schema"), errors.Rejected),
+        (422, said("extra fields not permitted", "extra_forbidden"), errors.Rejected),
+        (400, said("maximum context length is 8192 tokens", "context_length_exceeded"), errors.ContextTooLong),
+        (
+            400,
+            said("The input token count (9) exceeds the maximum number of tokens allowed (8)."),
+            errors.ContextTooLong,
+        ),
+        (400, said("Your request exceeded model token limit: 131072"), errors.ContextTooLong),
+        (
+            400,
+            said("This model's maximum prompt length is 8 but the request contains 9 tokens."),
+            errors.ContextTooLong,
+        ),
+        (400, said("m", "content_filter"), errors.ContentFiltered),
+        (400, said("Input data may contain inappropriate content."), errors.ContentFiltered),
+        (403, said("Content violates usage guidelines."), errors.ContentFiltered),
+        (403, said("You may not use this model."), errors.VendorAuthFailed),
+        (
+            400,
+            said("API key not valid. Please pass a valid API key.", 400, "INVALID_ARGUMENT"),
+            errors.VendorAuthFailed,
+        ),
+        (400, said("Incorrect API key provided: ab"), errors.VendorAuthFailed),
+        (400, said("Your credit balance is too low to access the API."), errors.VendorQuotaExhausted),
+        (403, said("Your team has used all available credits."), errors.VendorQuotaExhausted),
+        (402, said("Insufficient Balance", "invalid_request_error"), errors.VendorQuotaExhausted),
+        (400, said("Model Not Exist", "invalid_request_error"), errors.VendorModelUnknown),
+        (400, said("Invalid model: tiny", "1500", "invalid_model"), errors.VendorModelUnknown),
+        (400, said("x/y is not a valid model ID", 400), errors.VendorModelUnknown),
+        (400, said("The model `x` has been decommissioned", "model_decommissioned"), errors.VendorModelUnknown),
+        (404, {"error": "model 'x' not found, try pulling it first"}, errors.VendorModelUnknown),
+    ],
+)
+def test_a_refusal_is_told_by_its_code_its_words_or_its_status(status: int, error: Any, expected: type) -> None:
+    assert type(failed(status, error)) is expected
+
+
+def test_a_lacking_feature_keeps_the_vendors_own_word() -> None:
+    assert failed(400, said("m", "unsupported_value")).code == "unsupported_value"
+    assert failed(400, said("`x` does not support tools")).code == "unsupported"
+
+
+@pytest.mark.parametrize(("header", "again"), [("true", True), ("false", False), (None, None)])
+def test_what_the_vendor_says_of_another_try_is_kept(header: str | None, again: bool | None) -> None:
+    headers = {} if header is None else {"x-should-retry": header}
+    assert failed(429, said(), headers).vendor_retry is again
 
 
 @pytest.mark.parametrize("status", [*range(400, 600)])
