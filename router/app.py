@@ -103,7 +103,11 @@ def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = 
     def make(found: Loaded, previous: Generation) -> Generation:
         return build_generation(found, environ, behind, context, carrier, previous)
 
-    generations = Generations(build_generation(loaded, environ, behind, context, carrier), behind.rates)
+    def comes(generation: Generation) -> None:
+        behind.rates.pricing = generation.pricing
+        behind.health.apply(generation.config.health)
+
+    generations = Generations(build_generation(loaded, environ, behind, context, carrier), comes)
     reloader = Reloader(generations, running, behind.store, name if is_file else None, read, make)
     return Gateway(generations, behind, running, reloader)
 

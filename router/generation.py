@@ -6,7 +6,7 @@ old generation holds open is closed when its last call has ended: its plugins, a
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Final, Protocol
@@ -19,7 +19,6 @@ from router.call import Credentials, Principal, Terms
 from router.catalog import Catalog
 from router.config import Loaded
 from router.plugin import Authenticator, CallNext, HasLifespan, Plugin
-from router.prices.live_rates import LiveRates
 from router.prices.pricing import PriceBookPricing
 from router.settings import Config, ProviderRow
 from router.upstream import Upstream
@@ -143,10 +142,11 @@ class _InFlight:
 class Generations:
     """Those of one process: the one in force, and older ones that still have calls."""
 
-    def __init__(self, first: Generation, rates: LiveRates) -> None:
+    def __init__(self, first: Generation, comes: Callable[[Generation], None]) -> None:
+        """`comes` tells what outlives generations of each that comes into force; it may not fail."""
         self.current = first
         """The one in force; whoever takes it keeps it for the whole of what they do."""
-        self._rates = rates
+        self._comes = comes
         self._used_by: dict[Upstream, int] = {}
         """How many generations use a socket."""
         self._retired: dict[asyncio.Task[None], asyncio.Event] = {}
@@ -154,7 +154,7 @@ class Generations:
         self._in_force: asyncio.Event | None = None
         self._stopping = asyncio.Event()
         self._log = structlog.get_logger("deltaway.config")
-        rates.pricing = first.pricing
+        comes(first)
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -174,7 +174,7 @@ class Generations:
         """Put it in force once its plugins are open. What one of them raises then is raised, and nothing changes."""
         opened, before = await self._open(generation), self._in_force
         self.current = generation
-        self._rates.pricing = generation.pricing
+        self._comes(generation)
         self._in_force = opened
         if before is not None:
             before.set()
