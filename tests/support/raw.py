@@ -53,6 +53,12 @@ class Raw:
             found.append(data)
         return found
 
+    async def body(self) -> bytes:
+        """All of it. Raises `asyncio.IncompleteReadError` when it breaks off."""
+        if "content-length" in self.headers:
+            return await self._reader.readexactly(int(self.headers["content-length"]))
+        return b"".join(await self.chunks())
+
     def leave(self) -> None:
         self._writer.close()
 

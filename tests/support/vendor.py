@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -52,8 +54,17 @@ class Exchange:
         await self.send("\r\n".join([*lines, "", ""]).encode() + body)
 
     def cut(self) -> None:
-        """Reset the connection."""
+        """Drop the connection, with what has not been written yet."""
         self._writer.transport.abort()
+
+    def reset(self) -> None:
+        """Drop the connection by a RST."""
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+    def close(self) -> None:
+        """End the connection, after what was sent."""
+        self._writer.close()
 
     async def stall(self) -> None:
         """Say nothing until the peer leaves."""
