@@ -1,5 +1,6 @@
 """`GET /v1/models`: the names a client may ask for, as OpenAI lists its models."""
 
+import time
 from typing import Any
 
 from litestar import Request, get
@@ -11,7 +12,9 @@ from router.call import Principal
 from router.catalog import Listed
 from router.errors import UnknownModel
 from router.generation import Generation, Generations
+from router.http.health_views import HealthView, Word
 from router.http.request import read_head
+from router.routing.health_book import HealthBook
 
 
 class Model(Struct, frozen=True):
@@ -22,6 +25,8 @@ class Model(Struct, frozen=True):
     owned_by: str
     available: bool
     """Whether a call to it can be made now."""
+    health: Word | None = None
+    """`ok`, `resting` (left alone for a while, after failures) or `recovering`; null: it is not available."""
     missing: tuple[str, ...] = ()
     """Environment variables that must be set first."""
     object: str = "model"
@@ -32,7 +37,7 @@ class ModelList(Struct, frozen=True):
     object: str = "list"
 
 
-def model_routes(generations: Generations, started: int) -> list[HTTPRouteHandler]:
+def model_routes(generations: Generations, health: HealthBook, started: int) -> list[HTTPRouteHandler]:
     """The handlers. Where calls need no key anybody may look."""
 
     async def caller(generation: Generation, request: Request[Any, Any, Any]) -> Principal | None:
@@ -47,8 +52,8 @@ def model_routes(generations: Generations, started: int) -> list[HTTPRouteHandle
     async def list_models(request: Request[Any, Any, Any]) -> ModelList:
         generation = generations.current
         principal = await caller(generation, request)
-        models = generation.catalog.models()
-        return ModelList([_model(listed, started) for listed in models if may(generation, principal, listed.id)])
+        models, view = generation.catalog.models(), HealthView(generation, health, time.time)
+        return ModelList([_model(listed, view, started) for listed in models if may(generation, principal, listed.id)])
 
     @get("/v1/models/{model_id:path}", summary="Retrieve a model", tags=["models"])
     async def retrieve_model(request: Request[Any, Any, Any], model_id: FromPath[str]) -> Model:
@@ -56,15 +61,17 @@ def model_routes(generations: Generations, started: int) -> list[HTTPRouteHandle
         principal = await caller(generation, request)
         if not may(generation, principal, name):
             raise UnknownModel("no model of that name that this key may use", param="model")
+        view = HealthView(generation, health, time.time)
         for listed in generation.catalog.models():
             if listed.id == name:
-                return _model(listed, started)
+                return _model(listed, view, started)
         # not listed, and yet `provider/model` always works; or else the error knows near names
         provider = generation.catalog.resolve(name).candidates[0].target.provider
-        return Model(name, started, provider, available=True)
+        return Model(name, started, provider, available=True, health=view.model(name))
 
     return [list_models, retrieve_model]
 
 
-def _model(listed: Listed, started: int) -> Model:
-    return Model(listed.id, started, listed.owned_by, listed.available, listed.missing)
+def _model(listed: Listed, view: HealthView, started: int) -> Model:
+    health = view.model(listed.id) if listed.available else None
+    return Model(listed.id, started, listed.owned_by, listed.available, health, listed.missing)
