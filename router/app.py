@@ -33,6 +33,7 @@ from router.errors import RouterError
 from router.experiment import Experiment
 from router.experiments.arms import check_arms
 from router.experiments.desk import Desk
+from router.experiments.shadows import Shadows
 from router.extension import ExtensionNotFound, UnknownExtension
 from router.generation import Generation, Generations, generation_id
 from router.http.admin_health import admin_health_routes
@@ -58,7 +59,7 @@ from router.running import Running
 from router.services import Services
 from router.settings import Cors, PluginRow
 from router.telemetry import configure
-from router.upstream import CarrierFactory, make_carrier, tls_context
+from router.upstream import CarrierFactory, HttpUpstream, make_carrier, tls_context
 from router.wire.openai_chat import ChatCompletionRequest
 
 T = TypeVar("T")
@@ -76,6 +77,7 @@ class Gateway(Struct, frozen=True):
     backing: Backing
     running: Running
     reloader: Reloader
+    shadows: Shadows
 
     @property
     def current(self) -> Generation:
@@ -90,6 +92,8 @@ def read_config(path: str | None, environ: Mapping[str, str]) -> Loaded:
 def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = make_carrier) -> Gateway:
     """Put the gateway together. Raises `ConfigError` for settings that only an adapter or plugin understands."""
     behind, context, running = backing(loaded, environ), tls_context(), Running()
+    tokens = behind.tokens if loaded.config.ledger.tokenizer else None
+    shadows = Shadows(behind.state.accounts, behind.books, tokens, running)
     name, is_file = loaded.document.name, loaded.document.is_file
 
     def read(text: str | None) -> Loaded:
@@ -101,21 +105,22 @@ def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = 
         return read_config(name, environ)
 
     def make(found: Loaded, previous: Generation) -> Generation:
-        return build_generation(found, environ, behind, context, carrier, previous)
+        return build_generation(found, environ, behind, shadows, context, carrier, previous)
 
     def comes(generation: Generation) -> None:
         behind.rates.pricing = generation.pricing
         behind.health.apply(generation.config.health)
 
-    generations = Generations(build_generation(loaded, environ, behind, context, carrier), comes)
+    generations = Generations(build_generation(loaded, environ, behind, shadows, context, carrier), comes)
     reloader = Reloader(generations, running, behind.store, name if is_file else None, read, make)
-    return Gateway(generations, behind, running, reloader)
+    return Gateway(generations, behind, running, reloader, shadows)
 
 
 def build_generation(
     loaded: Loaded,
     environ: Mapping[str, str],
     behind: Backing,
+    shadows: Shadows,
     context: ssl.SSLContext,
     carrier: CarrierFactory = make_carrier,
     previous: Generation | None = None,
@@ -183,8 +188,19 @@ def build_generation(
     )
     attempts = Attempts(adapters, behind.books, behind.health, estimator)
     desk = Desk(config.experiments.values(), behind.states.state) if config.experiments else None
-    dispatch = Dispatch(catalog, chooser, attempts, behind.health, experiments=desk)
-    return Generation(
+
+    def crowded(provider: str) -> bool:
+        adapter = adapters.get(provider)
+        return adapter is None or (isinstance(adapter.upstream, HttpUpstream) and adapter.upstream.crowded)
+
+    answered = shadows.offering(
+        config.experiments.values(),
+        lambda call: dispatch.stream(call),
+        tracked=lambda: generation.tracked(),
+        crowded=crowded,
+    )
+    dispatch = Dispatch(catalog, chooser, attempts, behind.health, experiments=desk, answered=answered)
+    generation = Generation(
         generation_id(document.text, pricing.own_text),
         int(time.time() * 1000),
         loaded,
@@ -195,6 +211,7 @@ def build_generation(
         compose(plugins, dispatch.stream),
         _admins(plugins, services, document),
     )
+    return generation
 
 
 def _admins(plugins: Sequence[Plugin], services: Services, document: Document) -> Auth:
@@ -294,6 +311,7 @@ def create_app(gateway: Gateway) -> Litestar:
         ],
         lifespan=[
             lifespan(behind.opened, generations, gateway.reloader, gateway.running, server.shutdown),
+            lambda _: gateway.shadows.lifespan(),
         ],
         exception_handlers={
             RouterError: errors.router_error,

@@ -8,8 +8,8 @@ that budgets are kept in: it holds for all processes, and what was spent is know
 
 import asyncio
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, aclosing
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
@@ -36,7 +36,7 @@ LeftOut: TypeAlias = Literal[
     "stopping", "load", "parallel", "provider", "region", "audio", "price", "rate", "budget", "accounts"
 ]
 """Why a call was not repeated: the server stops; it has much to do; as many shadows as may be are under way; half of
-the room at the provider is taken; the client says where it may be answered; the answer would be spoken; no price or no
+the room at the provider is taken, or its key is not set; the client says where it may be answered; the answer would be spoken; no price or no
 rate is known; the budget does not allow it, or cannot be asked."""
 OUTPUT: Final = 4096
 """Tokens that each choice may have at most if the request does not say."""
@@ -109,7 +109,7 @@ class Shadows:
         """What one configuration tells of calls that have been answered well; None where it has no shadow.
 
         `stream`: dispatch. `tracked`: around a call that keeps its configuration. `crowded`: whether the provider of
-        that name has little room left. What is given back never raises.
+        that name has little room left, or none. What is given back never raises.
         """
         by_route = {each.route: each for each in experiments if each.shadow is not None}
         if not by_route:
@@ -129,6 +129,14 @@ class Shadows:
         """Wait until none is under way."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        self._closing = False
+        try:
+            yield
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """End those that are under way, which are recorded as stopped; none begins any more."""

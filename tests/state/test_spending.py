@@ -59,6 +59,13 @@ async def test_what_a_running_call_has_written_down_counts_when_it_has_ended(sto
     assert await told(store, "key", "dw-a") == 7
 
 
+async def test_an_experiment_has_spent_what_it_repeated_in_the_background(store: Store) -> None:
+    shadow, control = (Labels("m", experiment="trial", arm=arm) for arm in ("shadow", "control"))
+    other = Labels("m", experiment="other", arm="shadow")
+    await attempts(store, (shadow, NOON, 5, "USD"), (control, NOON, 7, "USD"), (other, NOON, 9, "USD"))
+    assert await told(store, "experiment", "trial", "total") == 5
+
+
 async def test_each_subject_is_asked_by_its_own_column(store: Store) -> None:
     a = Labels("m", key="dw-a", user="ada", team="red", tags={"team": "blue", "x": "1"})
     b = Labels("m", key="dw-b", user="ada", team="blue", tags={"x": "2"})
