@@ -36,8 +36,8 @@ LeftOut: TypeAlias = Literal[
     "stopping", "load", "parallel", "provider", "region", "audio", "price", "rate", "budget", "accounts"
 ]
 """Why a call was not repeated: the server stops; it has much to do; as many shadows as may be are under way; half of
-the room at the provider is taken, or its key is not set; the client says where it may be answered; the answer would be spoken; no price or no
-rate is known; the budget does not allow it, or cannot be asked."""
+the room at the provider is taken, or its key is not set; the client says where it may be answered; the answer would be
+spoken; no price or no rate is known; the budget does not allow it, or cannot be asked."""
 OUTPUT: Final = 4096
 """Tokens that each choice may have at most if the request does not say."""
 MOST_RUNNING: Final = 64
