@@ -61,7 +61,7 @@ class Chooser:
         trip = call.trip
         needs = self._needs(call, way)
         choice = self._choice(call, way, way.candidates, needs)
-        if not choice.candidates and arm is None:
+        if not choice.candidates and not choice.full and arm is None:
             for kind in ("context_length", "unsupported"):
                 other = self._choice(call, way, way.fallback.get(kind, ()), needs)
                 if other.candidates:
