@@ -5,6 +5,7 @@ at. What others should know is collected in `told` until `router.state.shared_he
 """
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -136,7 +137,8 @@ class HealthBook:
         """What others should be told of, each once, the first first."""
         self._rules = rules
         self._draw = draw
-        self._targets: dict[Target, _Known] = {}
+        # ordered, as the oldest of a plain one is slow to find where many were removed
+        self._targets: OrderedDict[Target, _Known] = OrderedDict()
         """The one that was tried the longest ago is the first."""
         self._keys: dict[tuple[str, str], KeyRest] = {}
 
@@ -164,11 +166,11 @@ class HealthBook:
         )
 
     def begin(self, target: Target) -> None:
-        known = self._targets.pop(target, None)
+        known = self._targets.get(target)
         if known is None:
-            self._make_room()
-            known = _Known()
-        self._targets[target] = known
+            known = self._new(target)
+        else:
+            self._targets.move_to_end(target)
         known.running += 1
         known.breaker.begin(self.clock())
 
@@ -207,6 +209,10 @@ class HealthBook:
         else:
             changed = False
             breaker.spared(began)
+            usual = known.first_token.value(now)
+            if error is None and ended.duration > max(usual or 0.0, 0.0 if usual else _PATIENT):
+                # whoever cancelled it waited in vain for so long: it is that slow at least
+                known.first_token.add(ended.duration, now)
         if changed and not breaker.is_absent:
             self._tell((False, ended.target.provider, ended.target.model))
 
@@ -312,17 +318,14 @@ class HealthBook:
                 continue
             target = Target(each.provider, each.name)
             if each.change == "open":
-                known = self._targets.get(target)
-                if known is None:
-                    self._make_room()
-                    known = self._targets[target] = _Known()
+                known = self._targets.get(target) or self._new(target)
                 # each process probes at a moment of its own
                 seconds = min(each.seconds, float(self._rules.longest_rest))
                 until = now + seconds * (1 + 0.1 * self._draw.random())
                 known.breaker.open_until(until, each.openings, each.why, now)
             elif each.change == "closed":
-                if (known := self._targets.get(target)) is not None:
-                    known.breaker.close()
+                if target in self._targets:
+                    self._targets[target].breaker.close()
             elif each.change == "rests":
                 trouble: KeyTrouble | None = each.why if each.why in get_args(KeyTrouble) else None  # type: ignore[assignment]
                 longest = max(float(self._rules.key_rest), float(self._rules.longest_rest))
@@ -345,6 +348,11 @@ class HealthBook:
             del self._keys[provider, key]
             return None
         return rest
+
+    def _new(self, target: Target) -> _Known:
+        self._make_room()
+        known = self._targets[target] = _Known()
+        return known
 
     def _make_room(self) -> None:
         """Forget the target that was tried the longest ago, of those that are not ill: a flood of invented names must

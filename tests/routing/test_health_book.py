@@ -212,6 +212,17 @@ def test_a_refusal_is_no_sign_of_speed(book: HealthBook, clock: Clock) -> None:
     assert book.standing(TARGET) == before
 
 
+def test_one_that_was_given_up_is_as_slow_as_it_was_waited_for(book: HealthBook, clock: Clock) -> None:
+    attempt(book, clock, answered=False, seconds=0.5)
+    assert book.standing(TARGET).first_token is None
+    attempt(book, clock, answered=False, seconds=3)
+    assert book.standing(TARGET).first_token == 3
+    attempt(book, clock, answered=False, seconds=0.5)
+    assert (book.standing(TARGET).first_token or 0) > 2.8
+    attempt(book, clock, answered=False, seconds=9)
+    assert book.standing(TARGET).first_token == 9
+
+
 def test_an_end_without_a_beginning_is_a_mistake(book: HealthBook) -> None:
     with pytest.raises(ValueError, match="acme/large"):
         book.end(Ended(TARGET, None, True, 0.1, 0.1))
