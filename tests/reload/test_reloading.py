@@ -89,12 +89,14 @@ async def test_a_reload_puts_another_file_in_force(tmp_path: Path) -> None:
         assert (await gate.ask("new")).status_code == 404
         before = gate.gateway.current.id
         said = await gate.taken_up(SECOND)
-        assert said["changed"] and said["announced"]
+        assert said["changed"]
+        assert said["announced"]
         assert said["generation"] == gate.gateway.current.id == generation_id(SECOND, None) != before
         assert (await gate.ask("new")).status_code == 200
         assert (await gate.ask("old")).status_code == 404
         listed = [model["id"] for model in (await gate.http.get("/v1/models")).json()["data"]]
-        assert "new" in listed and "old" not in listed
+        assert "new" in listed
+        assert "old" not in listed
 
 
 async def test_the_generation_is_told_where_one_looks_for_it(tmp_path: Path) -> None:
@@ -166,11 +168,13 @@ async def test_what_takes_a_restart_is_refused_as_a_whole(tmp_path: Path, added:
         answer = await gate.reload(SECOND + added)
         assert answer.status_code == 400
         message = answer.json()["error"]["message"]
-        assert named in message and "restart" in message
+        assert named in message
+        assert "restart" in message
         assert f"{gate.file}:{1 + SECOND.count(chr(10))}:" in message
         assert (await gate.ask("old")).status_code == 200
         plan = await gate.plan()
-        assert plan["would_be"] is None and named in plan["refused"][0]["message"]
+        assert plan["would_be"] is None
+        assert named in plan["refused"][0]["message"]
 
 
 async def test_what_of_the_server_may_change_does(tmp_path: Path) -> None:
@@ -221,7 +225,8 @@ async def test_a_stream_ends_on_the_configuration_it_began_under(tmp_path: Path)
         assert (await gate.ask("old")).status_code == 404
         assert gate.gateway.generations.draining == 1
         rest = [line async for line in lines if line]
-        assert first.startswith("data: ") and rest[-1] == "data: [DONE]"
+        assert first.startswith("data: ")
+        assert rest[-1] == "data: [DONE]"
         await until(lambda: not gate.gateway.generations.draining)
         call = stream.headers["x-request-id"]
         receipt = (await gate.http.get(f"/v1/requests/{call}")).json()
@@ -256,7 +261,7 @@ async def test_an_unchanged_provider_keeps_its_connections_and_another_loses_the
             closed = asyncio.Event()
             noted(before["gone"].upstream, closed)
             after = text.replace('gone: {protocol: openai, base_url: "URL", api_key: "${ONE}"}', "").replace(
-                "api_key: \"${ONE}\"}\n  gone", 'api_key: "${ONE}", models: [m]}\n  gone'
+                'api_key: "${ONE}"}\n  gone', 'api_key: "${ONE}", models: [m]}\n  gone'
             )
             after = "\n".join(line for line in after.splitlines() if "gone:" not in line) + "\n"
             await gate.taken_up(after)
@@ -278,7 +283,7 @@ def noted(upstream: Any, closed: asyncio.Event) -> None:
     upstream.aclose = aclose
 
 
-PLUGIN = '''
+PLUGIN = """
 from contextlib import asynccontextmanager
 
 LOG = []
@@ -301,7 +306,7 @@ class Lived:
 
     def stream(self, call, call_next):
         return call_next(call)
-'''
+"""
 LIVED = FIRST.replace("[usage]", "['lived_for_test:Lived': {name: NAME}, usage]")
 
 
@@ -378,7 +383,8 @@ async def test_a_prices_file_that_is_wrong_changes_nothing(tmp_path: Path) -> No
     async with serving(tmp_path, PRICED) as gate:
         prices.write_text(PRICES.replace("PRICE", "much"))
         answer = await gate.reload()
-        assert answer.status_code == 400 and f"{prices}:2:" in answer.json()["error"]["message"]
+        assert answer.status_code == 400
+        assert f"{prices}:2:" in answer.json()["error"]["message"]
 
 
 # -- a plan ----------------------------------------------------------------------------------------------------------
@@ -395,14 +401,16 @@ async def test_a_plan_changes_nothing(tmp_path: Path) -> None:
             "models.chat.targets[0]",
             "models.new",
         ]
-        assert gate.gateway.current is before and (await gate.ask("old")).status_code == 200
+        assert gate.gateway.current is before
+        assert (await gate.ask("old")).status_code == 200
         assert (await gate.plan())["changes"] == []
 
 
 async def test_a_plan_of_a_text_that_is_wrong_says_where(tmp_path: Path) -> None:
     async with serving(tmp_path) as gate:
         plan = await gate.plan(BAD)
-        assert plan["would_be"] is None and plan["changes"] == []
+        assert plan["would_be"] is None
+        assert plan["changes"] == []
         assert [(each["file"], each["line"]) for each in plan["refused"]] == [(str(gate.file), n) for n in (2, 4, 6)]
 
 
@@ -415,4 +423,5 @@ async def test_a_change_of_form_alone_is_told_as_such(tmp_path: Path) -> None:
 async def test_a_body_that_is_no_plan_is_refused(tmp_path: Path) -> None:
     async with serving(tmp_path) as gate:
         answer = await gate.http.post("/admin/config/plan", content=json.dumps({"txt": "x"}))
-        assert answer.status_code == 400 and "`text`" in answer.json()["error"]["message"]
+        assert answer.status_code == 400
+        assert "`text`" in answer.json()["error"]["message"]
