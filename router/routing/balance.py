@@ -155,29 +155,31 @@ def _by_weight(ready: _Pairs, draw: random.Random) -> tuple[list[Candidate], str
     drawn: list[tuple[float, int]] = []
     for n, (each, _) in enumerate(ready):
         # one draw for each, whatever its weight: the same dice give the same order
-        spin = draw.expovariate(1.0)
+        spin = -math.log(1.0 - draw.random())
         drawn.append((spin / each.weight if each.weight else math.inf, n))
-    ordered = [ready[n][0] for _, n in sorted(drawn)]
-    first, total = ordered[0], sum(each.weight for each, _ in ready)
+    drawn.sort()
+    ordered = [ready[n][0] for _, n in drawn]
+    first = ordered[0]
     if not first.weight:
         return ordered, "weighted: only targets of weight 0 are left"
+    total = sum([each.weight for each in ordered])
     return ordered, f"weighted: drew {first.target} (weight {first.weight:g} of {total:g})"
 
 
 def _by_latency(ready: _Pairs, draw: random.Random) -> tuple[list[Candidate], str]:
-    costs = {each.target: _latency(stands) for each, stands in ready}
-    ordered = [each for each, _ in sorted(ready, key=lambda pair: costs[pair[0].target])]
-    probe = next((each for each, stands in ready if stands.state != "closed" and each.weight), None)
-    if probe is not None:
-        # it would hardly be chosen for what it was when it fell ill, and so never be found well
-        ordered.remove(probe)
-        return [probe, *ordered], f"{probe.target} is tried again after failures"
-    one, other = draw.sample([each for each, _ in ready], 2)
-    first = other if costs[other.target] < costs[one.target] else one
-    ordered.remove(first)
-    last = one if first is other else other
-    why = f"latency: {_shown(costs[first.target])} against {_shown(costs[last.target])} of {last.target}"
-    return [first, *ordered], why
+    costs = [(_latency(stands), n) for n, (_, stands) in enumerate(ready)]
+    places = [n for _, n in sorted(costs)]
+    for n, (each, stands) in enumerate(ready):
+        if stands.state != "closed" and each.weight:
+            # it would hardly be chosen for what it was when it fell ill, and so never be found well
+            places.remove(n)
+            return [each, *(ready[place][0] for place in places)], f"{each.target} is tried again after failures"
+    one, other = int(draw.random() * len(ready)), int(draw.random() * (len(ready) - 1))
+    other += other >= one
+    first, last = (other, one) if costs[other][0] < costs[one][0] else (one, other)
+    places.remove(first)
+    why = f"latency: {_shown(costs[first][0])} against {_shown(costs[last][0])} of {ready[last][0].target}"
+    return [ready[first][0], *(ready[place][0] for place in places)], why
 
 
 def _latency(stands: Standing) -> float:

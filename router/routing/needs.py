@@ -3,12 +3,12 @@
 What is not known excludes nobody: a target that is tried in vain costs one attempt, one that is never tried is lost.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
 from router.audio import asks_for_audio
-from router.messages import Audio, ChatRequest, File, Image, JsonSchema, OtherPart, Thinking
+from router.messages import Assistant, Audio, ChatRequest, File, Image, JsonSchema, OtherPart, Thinking
 from router.nearest import alternatives
 from router.route import Balance, When
 from router.routing.candidates import Candidate, Needs
@@ -19,14 +19,10 @@ _TOLERANCE: Final = 0.8
 length alone is a fifth less in plain English."""
 _BYTES: Final = 4
 """Of a character in UTF-8, at most; a token is a byte at least."""
+_AROUND: Final = 100
+"""Tokens of what stands around a message, its name among them, and more."""
+_ALWAYS: Final = When()
 _ABILITIES: Final = ("tools", "images", "audio", "json_schema", "reasoning")
-_LACKING: Final = {
-    "tools": "no tools",
-    "images": "no images",
-    "audio": "no audio",
-    "json_schema": "no answers by a JSON Schema",
-    "reasoning": "no reasoning",
-}
 _ASKED: Final = {
     "tools": ("brings no tools", "brings tools"),
     "images": ("brings no images", "brings images"),
@@ -41,10 +37,13 @@ def needs_of(request: ChatRequest, tags: Mapping[str, str], regions: tuple[str, 
     """What the request needs. `prompt_tokens`: counted or estimated, images, files and recordings included; 0 where
     nothing wants to know (`wants_tokens`)."""
     images = audio = others = False
-    for part in _parts(request):
-        images = images or isinstance(part, Image)
-        audio = audio or isinstance(part, Audio)
-        others = others or isinstance(part, File | OtherPart)
+    for message in request.messages:
+        if message.content is None or isinstance(message.content, str):
+            continue
+        for part in message.content:
+            images = images or isinstance(part, Image)
+            audio = audio or isinstance(part, Audio)
+            others = others or isinstance(part, File | OtherPart)
     return Needs(
         tools=bool(request.tools),
         images=images,
@@ -70,12 +69,19 @@ def lacks(candidate: Candidate, needs: Needs) -> str | None:
     """Why the target cannot or may not serve the call, in words; None: nothing speaks against it."""
     if needs.regions and candidate.region not in needs.regions:
         return f"not in the region {alternatives(needs.regions)}"
-    if (unmet := _unmet(candidate.when, needs)) is not None:
+    if candidate.when != _ALWAYS and (unmet := _unmet(candidate.when, needs)) is not None:
         return unmet
     can = candidate.can
-    for ability in _ABILITIES:
-        if getattr(can, ability) is False and getattr(needs, ability):
-            return _LACKING[ability]
+    if needs.tools and can.tools is False:
+        return "no tools"
+    if needs.images and can.images is False:
+        return "no images"
+    if needs.audio and can.audio is False:
+        return "no audio"
+    if needs.json_schema and can.json_schema is False:
+        return "no answers by a JSON Schema"
+    if needs.reasoning and can.reasoning is False:
+        return "no reasoning"
     if can.context is not None:
         least = _TOLERANCE * max(needs.prompt_tokens - needs.guessed_tokens, 0)
         if least + (needs.max_tokens or 0) > can.context:
@@ -88,10 +94,13 @@ def wants_tokens(candidates: Sequence[Candidate], balance: Balance, request: Cha
     """Whether the prompt's tokens must be known to choose. Cheap: most prompts are plainly shorter than any context."""
     if balance == "cost" and len(candidates) > 1:
         return True
-    if any(each.when.min_prompt_tokens or each.when.max_prompt_tokens for each in candidates):
-        return True
-    contexts = [each.can.context for each in candidates if each.can.context is not None]
-    return bool(contexts) and _is_above(request, min(contexts) - (request.sampling.max_tokens or 0))
+    shortest = 0
+    for each in candidates:
+        if each.when.min_prompt_tokens is not None or each.when.max_prompt_tokens is not None:
+            return True
+        if each.can.context is not None and (not shortest or each.can.context < shortest):
+            shortest = each.can.context
+    return bool(shortest) and _is_above(request, shortest - (request.sampling.max_tokens or 0))
 
 
 def _unmet(when: When, needs: Needs) -> str | None:
@@ -113,14 +122,17 @@ def _unmet(when: When, needs: Needs) -> str | None:
     return None
 
 
-def _parts(request: ChatRequest) -> Iterator[object]:
-    """What stands in the messages beside plain text."""
-    for message in request.messages:
-        if message.content is not None and not isinstance(message.content, str):
-            yield from message.content
-
-
 def _is_above(request: ChatRequest, bound: int) -> bool:
     """Whether the request may have more tokens than `bound`."""
+    most = 0
+    if not request.tools and not isinstance(request.response_format, JsonSchema):
+        for message in request.messages:
+            content = message.content
+            if not isinstance(content, str) or isinstance(message, Assistant):
+                break
+            most += _AROUND + (len(content) if content.isascii() else len(content) * _BYTES)
+        else:
+            # as most requests are: a few texts
+            return most > bound
     texts, fixed = measured(request)
-    return fixed + sum(len(text) * (1 if text.isascii() else _BYTES) for text in texts) > bound
+    return fixed + sum(len(text) if text.isascii() else len(text) * _BYTES for text in texts) > bound
