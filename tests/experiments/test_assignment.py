@@ -77,7 +77,7 @@ def test_units_fall_to_the_arms_in_their_shares(shares: dict[str, float]) -> Non
 def test_two_experiments_assign_independently() -> None:
     shares = {"control": 50.0, "qwen": 50.0}
     both: dict[str, int] = {}
-    for first, second in zip(units(salt="one"), units(salt="two"), strict=True):
+    for first, second in zip(units(FEWER, "one"), units(FEWER, "two"), strict=True):
         cell = f"{arm_of(shares, first)} {arm_of(shares, second)}"
         both[cell] = both.get(cell, 0) + 1
     assert chi_square(both, dict.fromkeys(both, 1.0)) < CRITICAL[3], both
@@ -86,7 +86,7 @@ def test_two_experiments_assign_independently() -> None:
 def test_ramp_holdout_and_arm_of_a_unit_are_independent() -> None:
     cells: dict[str, int] = {}
     experiment = an_experiment(holdout=50, start=0, ramp=Ramp(50, Timeout(3600)))
-    for unit in units():
+    for unit in units(FEWER):
         cell = f"{is_included(experiment, unit, 0)} {is_held_out(experiment, unit)} {draw(unit, 'arm control') < 0.5}"
         cells[cell] = cells.get(cell, 0) + 1
     assert len(cells) == 8
@@ -151,9 +151,9 @@ def test_a_unit_may_be_any_text() -> None:
 # -- changes -------------------------------------------------------------------------------------------------------
 
 
-def moved(old: dict[str, float], new: dict[str, float]) -> dict[tuple[str, str], int]:
+def moved(old: dict[str, float], new: dict[str, float], count: int = FEWER) -> dict[tuple[str, str], int]:
     moves: dict[tuple[str, str], int] = {}
-    for unit in units():
+    for unit in units(count):
         way = arm_of(old, unit), arm_of(new, unit)
         if way[0] != way[1]:
             moves[way] = moves.get(way, 0) + 1
@@ -161,7 +161,7 @@ def moved(old: dict[str, float], new: dict[str, float]) -> dict[tuple[str, str],
 
 
 def test_from_50_50_to_60_40_a_tenth_moves_and_all_of_it_one_way() -> None:
-    moves = moved({"control": 50, "qwen": 50}, {"control": 60, "qwen": 40})
+    moves = moved({"control": 50, "qwen": 50}, {"control": 60, "qwen": 40}, UNITS)
     assert list(moves) == [("qwen", "control")]
     # four standard deviations of a binomial of 100,000
     assert abs(moves["qwen", "control"] - 0.1 * UNITS) < 4 * math.sqrt(UNITS * 0.1 * 0.9)
@@ -170,7 +170,7 @@ def test_from_50_50_to_60_40_a_tenth_moves_and_all_of_it_one_way() -> None:
 def test_a_new_arm_takes_its_share_from_the_others_and_nobody_moves_between_them() -> None:
     moves = moved({"a": 50, "b": 50}, {"a": 40, "b": 40, "c": 20})
     assert {to for _, to in moves} == {"c"}
-    assert abs(sum(moves.values()) - 0.2 * UNITS) < 4 * math.sqrt(UNITS * 0.2 * 0.8)
+    assert abs(sum(moves.values()) - 0.2 * FEWER) < 4 * math.sqrt(FEWER * 0.2 * 0.8)
 
 
 def test_a_removed_arm_moves_its_own_units_alone() -> None:
@@ -189,7 +189,7 @@ def test_a_removed_arm_moves_its_own_units_alone() -> None:
 )
 def test_as_many_move_as_is_expected(old: dict[str, float], new: dict[str, float]) -> None:
     expected = expected_moves(old, new)
-    assert abs(sum(moved(old, new).values()) - expected * UNITS) < 4 * math.sqrt(UNITS * expected * (1 - expected))
+    assert abs(sum(moved(old, new).values()) - expected * FEWER) < 4 * math.sqrt(FEWER * expected * (1 - expected))
 
 
 SHARES = st.lists(st.integers(1, 1000), min_size=2, max_size=6)
@@ -256,8 +256,8 @@ def test_a_ramp_grows_from_its_beginning_to_all() -> None:
     experiment = an_experiment(start=HOUR, ramp=Ramp(10, Timeout(3600)))
     parts = [included(experiment, at) for at in (HOUR, HOUR + HOUR // 2, 2 * HOUR, 9 * HOUR)]
     assert parts == pytest.approx([0.1, 0.55, 1.0, 1.0])
-    inside = sum(is_included(experiment, unit, HOUR) for unit in units())
-    assert abs(inside - 0.1 * UNITS) < 4 * math.sqrt(UNITS * 0.1 * 0.9)
+    inside = sum(is_included(experiment, unit, HOUR) for unit in units(FEWER))
+    assert abs(inside - 0.1 * FEWER) < 4 * math.sqrt(FEWER * 0.1 * 0.9)
 
 
 @given(st.integers(), st.floats(0, 100), st.lists(st.integers(0, 2 * HOUR), min_size=2, max_size=10))
@@ -270,17 +270,17 @@ def test_who_is_in_stays_in(number: int, begin: float, times: list[int]) -> None
 
 def test_whoever_is_held_out_at_5_per_cent_is_at_10() -> None:
     small, large = an_experiment(holdout=5), an_experiment(holdout=10)
-    held = [unit for unit in units() if is_held_out(small, unit)]
+    held = [unit for unit in units(FEWER) if is_held_out(small, unit)]
     assert all(is_held_out(large, unit) for unit in held)
-    assert abs(len(held) - 0.05 * UNITS) < 4 * math.sqrt(UNITS * 0.05 * 0.95)
+    assert abs(len(held) - 0.05 * FEWER) < 4 * math.sqrt(FEWER * 0.05 * 0.95)
 
 
 def test_shadows_fall_on_their_share_of_calls_whatever_the_arm() -> None:
     experiment = an_experiment(unit="request", shadow=Shadow(Target("mock", "echo"), 5, Money.parse("1 USD")))
     shadowed: dict[str, int] = {"control": 0, "qwen": 0}
-    for number in range(UNITS):
+    for number in range(FEWER):
         if is_shadowed(experiment, f"req_{number}"):
             shadowed[arm_of({"control": 50, "qwen": 50}, unit_hash("trial", "request", f"req_{number}"))] += 1
     count = sum(shadowed.values())
-    assert abs(count - 0.05 * UNITS) < 4 * math.sqrt(UNITS * 0.05 * 0.95)
+    assert abs(count - 0.05 * FEWER) < 4 * math.sqrt(FEWER * 0.05 * 0.95)
     assert chi_square(shadowed, {"control": 50, "qwen": 50}) < CRITICAL[1]

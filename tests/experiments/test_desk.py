@@ -11,7 +11,7 @@ from router.experiments.desk import Desk
 from router.messages import ChatRequest, System, User
 from router.provider import Target
 from router.quantities import Timeout
-from tests.support.dispatching import Free
+from support.dispatching import Free
 
 QWEN = Target("qwen", "qwen-plus")
 ARMS = (Arm("control", 50), Arm("qwen", 50, QWEN, {"temperature": 0.2}, "Be short"))

@@ -18,7 +18,7 @@ from router.pricing import Cost
 from router.provider import Target
 from router.running import Running
 from router.state.memory_accounts import MemoryAccounts
-from tests.support.dispatching import Free, Told
+from support.dispatching import Free, Told
 
 MAX = Target("qwen", "qwen-max")
 UNIT = "0" * 32
