@@ -24,6 +24,8 @@ from router.wire.unsupported import says_unsupported
         "Invalid content type. image_url is only supported by certain models.",
         "tools is not supported in this model.",
         "The requested model does not support logprobs",
+        # Anthropic
+        "This model does not support assistant message prefill. The conversation must end with a user message.",
         # Google
         "Unable to submit request because the model does not support function calling.",
         "Function calling is not enabled for models/gemma-3-1b-it",

@@ -1,7 +1,8 @@
 """What is known of DashScope's model families: their service path, and how they think. Data; it may be incomplete.
 
 A model that no row covers is treated as a plain text model; what is wrong with that is learned from the vendor's
-errors (`providers.dashscope.lessons`). Sources: Alibaba's pages "DashScope API reference" and "Deep thinking".
+errors (`providers.dashscope.lessons`). Sources: Alibaba's pages "DashScope API reference", "Deep thinking" and
+"Partial mode".
 """
 
 import re
@@ -31,13 +32,15 @@ class Family(Struct, frozen=True, kw_only=True):
     """Has the parameter `reasoning_effort`. The others take a budget of tokens only."""
     keeps_reasoning: bool = False
     """Reads the reasoning of earlier turns unless `preserve_thinking` is false."""
+    partial: bool = True
+    """Goes on with a last message of the assistant's that is marked `partial`, when it does not think."""
 
 
-UNKNOWN: Final = Family(names=re.compile(""))
+UNKNOWN: Final = Family(names=re.compile(""), partial=False)
 
 # The first row that matches counts.
 FAMILIES: Final[tuple[Family, ...]] = (
-    Family(names=re.compile(r"qwen-mt"), thinking="never"),
+    Family(names=re.compile(r"qwen-mt"), thinking="never", partial=False),
     Family(
         names=re.compile(r"qwen3\.8-max"),
         path="multimodal",
@@ -47,11 +50,12 @@ FAMILIES: Final[tuple[Family, ...]] = (
     ),
     Family(names=re.compile(r"qvq"), path="multimodal", thinking="always", stream_only=True),
     Family(names=re.compile(r"qwq"), thinking="always", stream_only=True),
-    Family(names=re.compile(r"qwen[\d.]*-omni"), path="multimodal", stream_only=True),
+    Family(names=re.compile(r"qwen[\d.]*-omni"), path="multimodal", stream_only=True, partial=False),
     Family(names=re.compile(r"qwen3-vl-.*-thinking"), path="multimodal", thinking="always"),
     Family(names=re.compile(r"qwen3-vl-.*-instruct"), path="multimodal", thinking="never"),
     Family(names=re.compile(r"qwen3-vl"), path="multimodal", thinking="off"),
-    Family(names=re.compile(r"qwen[\d.]*-(vl|audio|ocr|asr)"), path="multimodal"),
+    Family(names=re.compile(r"qwen[\d.]*-vl"), path="multimodal"),
+    Family(names=re.compile(r"qwen[\d.]*-(audio|ocr|asr)"), path="multimodal", partial=False),
     Family(names=re.compile(r"qwen3\.5"), path="multimodal", thinking="on"),
     Family(names=re.compile(r"qwen3\.([67]-plus|6-flash)"), path="multimodal", thinking="on"),
     Family(names=re.compile(r"qwen3\.[6-9]"), thinking="on"),

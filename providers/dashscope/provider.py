@@ -16,7 +16,7 @@ from providers.dashscope.families import PATHS, Path, family_of
 from providers.dashscope.lessons import Lesson, Lessons
 from providers.dashscope.request import draft
 from router.errors import ProviderError
-from router.messages import ChatRequest
+from router.messages import Assistant, ChatRequest
 from router.provider import Decoder, HttpError, HttpHead, HttpRequest, ProviderSettings, Target
 from router.wire.vendor_error import extract_error
 
@@ -95,6 +95,16 @@ class DashScope:
     def error(self, response: HttpError, target: Target) -> ProviderError:
         said = extract_error(response.body, response.headers.get("content-type"))
         return classify(said, response.status, source=str(target), headers=response.headers, key=self._key)
+
+    def continued(self, request: ChatRequest, target: Target) -> ChatRequest | None:
+        """The last message marked `partial`, which models do not take that think."""
+        family, thinking, last = family_of(target.model), request.thinking, request.messages[-1]
+        asked = request.extra.get("enable_thinking") if thinking.enabled is None else thinking.enabled
+        thinks = bool(asked) or (asked is None and (bool(thinking.budget) or thinking.effort not in (None, "none")))
+        if thinks or family.thinking == "always" or not family.partial or not isinstance(last, Assistant):
+            return None
+        marked = msgspec.structs.replace(last, extra={**last.extra, "partial": True})
+        return msgspec.structs.replace(request, messages=(*request.messages[:-1], marked))
 
     def learn(self, error: ProviderError, target: Target, sent: HttpRequest) -> bool:
         """Whether the request, encoded anew, differs from `sent` by what the error says.

@@ -67,6 +67,17 @@ class OpenAI:
     def learn(self, error: ProviderError, target: Target, sent: HttpRequest) -> bool:
         return self._lessons.learn(error, target.model, sent.body)
 
+    def continued(self, request: ChatRequest, target: Target) -> ChatRequest | None:
+        """The request as it is, where the vendor can be told that its last message is to be continued.
+
+        A model that is asked to think would begin anew, or the vendor refuse: it is told in words.
+        """
+        thinking = request.thinking
+        thinks = thinking.enabled
+        if thinks is None:
+            thinks = bool(thinking.budget) or thinking.effort not in (None, "none")
+        return None if thinks or self._options.prefill == "none" else request
+
     def _address(self, model: str) -> str:
         return self._url.replace("{model}", quote(model, safe="")) if "{model}" in self._url else self._url
 
@@ -85,4 +96,5 @@ class OpenAI:
             options.echo_reasoning,
             options.extra_fields == "forward",
             drop | _UNKNOWN_TO_OPENAI if self._is_openai else drop,
+            options.prefill,
         )

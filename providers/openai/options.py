@@ -34,5 +34,9 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Whether a thought in `<think>…</think>` at the start of the content is reasoning."""
     think_opened: bool = False
     """With `think_tags`: the vendor writes the opening tag into the prompt, so the answer begins inside the thought."""
+    prefill: Literal["none", "plain", "prefix", "partial", "continue_final_message"] = "none"
+    """How the vendor is told to go on with a last message of the assistant's, not to answer it: by `prefix: true` in it
+    (Mistral, DeepSeek at `/beta`), by `partial: true` (DashScope, Moonshot), by `continue_final_message: true`
+    beside it (vLLM, llama.cpp). `plain`: it does so by itself; `none`: it does not."""
     no_finish: Literal["error", "length"] = "error"
     """What an answer is that ends without any finish reason: an error, or one that was cut at the token limit."""

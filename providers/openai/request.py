@@ -53,6 +53,8 @@ class Manner(Struct, frozen=True):
     forward_extras: bool
     drop: frozenset[str]
     """Fields of the body to leave out; `strict` means the one inside tools and schemas."""
+    prefill: Literal["none", "plain", "prefix", "partial", "continue_final_message"] = "none"
+    """How a last message of the assistant's is marked as the beginning of the answer."""
 
 
 def body_of(request: ChatRequest, model: str, manner: Manner) -> tuple[Json, tuple[str, ...]]:
@@ -91,6 +93,8 @@ class _Writer:
         manner = self._manner
         messages = request.messages if self._own else _joined(request.messages)
         body: Json = {"model": model, "messages": [_MESSAGE[type(message)](self, message) for message in messages]}
+        if manner.prefill != "none":
+            self._mark_prefill(body)
         if request.stream:
             body["stream"] = True
             if manner.stream_options:
@@ -116,6 +120,16 @@ class _Writer:
             if body.pop(name, None) is not None:
                 self._drop(name)
         return body, tuple(self._dropped)
+
+    def _mark_prefill(self, body: Json) -> None:
+        last = body["messages"][-1] if body["messages"] else {}
+        if last.get("role") != "assistant" or "tool_calls" in last:
+            return
+        kind = self._manner.prefill
+        if kind == "continue_final_message":
+            body["add_generation_prompt"], body["continue_final_message"] = False, True
+        elif kind != "plain":
+            last[kind] = True
 
     def _drop(self, path: str) -> None:
         self._dropped[path] = None

@@ -16,7 +16,8 @@ _FEATURE: Final = (
     r"|images?(?:_url)?|vision|audio|input_audio|videos?|files?|multi-?modal(?:ity)?|modalities"
     r"|json[ _](?:mode|schema|object|output)|structured[ _]outputs?|response_format|log_?probs|logit_bias"
     r"|thinking(?:_budget)?|reasoning(?:_effort)?|streaming|system[ _](?:messages?|prompts?|roles?|instructions?)"
-    r"|developer[ _](?:messages?|instructions?)|web[ _]search|enable_[a-z_]+|parallel_tool_calls)"
+    r"|developer[ _](?:messages?|instructions?)|web[ _]search|enable_[a-z_]+|parallel_tool_calls"
+    r"|(?:assistant message )?prefill)"
 )
 _NOT: Final = r"(?:is|are)(?: not|n['’]t)(?: currently| yet)? (?:supported|enabled|available)"
 _SAID: Final = re.compile(
