@@ -111,10 +111,7 @@ class Catalog:
             True,
             route.balance,
             route.retry,
-            {
-                kind: self._available(route, [RouteTarget(target) for target in targets])
-                for kind, targets in route.fallback.items()
-            },
+            {kind: self._available(route, targets) for kind, targets in route.fallback.items()},
             route.hedge,
             route.continuation,
         )

@@ -1,7 +1,7 @@
 """Which candidates a call has, in the order in which to try them: the pure parts of `router.routing`, put together."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
 import msgspec
@@ -15,6 +15,7 @@ from router.estimate import Estimator
 from router.health import Health, Standing
 from router.pricing import Pricing
 from router.provider import Target
+from router.route import FallbackClass
 from router.routing.balance import choose
 from router.routing.candidates import Candidate, Choice, Needs
 from router.routing.expected_cost import expected_cost
@@ -84,6 +85,11 @@ class Chooser:
         if not candidates:
             raise _nobody(way, choice, needs)
         return self._check_prices(call, candidates)
+
+    def fallback(self, call: Call, way: Way, kind: FallbackClass) -> Sequence[Candidate]:
+        """The candidates for calls that the others of the route cannot serve for this reason, the best first. What a
+        call may not do at first, it may not do then."""
+        return self._choice(call, way, way.fallback.get(kind, ()), self._needs(call, way)).candidates
 
     def _choice(self, call: Call, way: Way, candidates: Iterable[Candidate], needs: Needs) -> Choice:
         at = call.trip.created_at

@@ -1,7 +1,7 @@
 """Reads `models`: routes and their targets, as far as it takes the names of the providers to see what is wrong."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import get_args
 
 from router.document import Mapping, Node, Scalar, Sequence
@@ -32,20 +32,15 @@ class RouteReader:
                 route = self._reader.read(entry.node, RouteEntry, path)
             except Unreadable:
                 continue
-            entries = [TargetEntry(each) if isinstance(each, str) else each for each in route.targets]
-            read = [
-                RouteTarget(target, each.weight, each.region, each.max_parallel, each.when, each.can)
-                for target, each in zip(targets, entries, strict=False)
-                if target is not None
-            ]
+            read = _read(targets, route.targets)
             if route.balance == "weighted" and read and not any(each.weight for each in read):
                 self._reader.report(entry.place, f"{written(path)}: all weights are 0, so no target would be chosen")
             found[name] = Route(
                 name,
-                tuple(read),
+                read,
                 route.balance,
                 _retry(route.retry, len(read)),
-                {kind: tuple(filter(None, listed)) for kind, listed in fallback.items() if listed},
+                {kind: _read(listed, getattr(route.fallback, kind)) for kind, listed in fallback.items() if listed},
                 route.hedge,
                 route.continuation,
                 route.timeouts,
@@ -86,6 +81,16 @@ class RouteReader:
             self._reader.report(node.place, f"unknown provider{unknown}{did_you_mean(provider, names)} {known}")
             return None
         return Target(provider, model)
+
+
+def _read(targets: Iterable[Target | None], entries: Iterable[str | TargetEntry]) -> tuple[RouteTarget, ...]:
+    """The targets of a list with what its entries say of each; those that are wrong are left out."""
+    read: list[RouteTarget] = []
+    for target, entry in zip(targets, entries, strict=False):
+        each = TargetEntry(entry) if isinstance(entry, str) else entry
+        if target is not None:
+            read.append(RouteTarget(target, each.weight, each.region, each.max_parallel, each.when, each.can))
+    return tuple(read)
 
 
 def _retry(written_: RetryEntry, targets: int) -> Retry:

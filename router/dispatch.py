@@ -8,6 +8,7 @@ or, on a route with `continuation`, the next target's going on with the answer (
 import random
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
@@ -73,7 +74,16 @@ class Dispatch:
         way = self._catalog.resolve(call.request.model)
         candidates = self._chooser.candidates(call, way, arm)
         trip.candidates = tuple(each.target for each in candidates)
-        trials = Trials(call, way, candidates, self._attempts, self._budgets_of(way), self._health, self._draw)
+        trials = Trials(
+            call,
+            way,
+            candidates,
+            partial(self._chooser.fallback, call, way),
+            self._attempts,
+            self._budgets_of(way),
+            self._health,
+            self._draw,
+        )
         splice = Splice(call.request) if way.continuation else None
         try:
             opened = await trials.begin()

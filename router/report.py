@@ -55,7 +55,7 @@ def _route(route: Route, config: Config) -> str:
         words.append(
             {"weighted": "by weight", "latency": "the fastest first", "cost": "the cheapest first"}[route.balance]
         )
-    words += [f"{kind} → {', '.join(map(str, listed))}" for kind, listed in route.fallback.items()]
+    words += [f"{kind} → {', '.join(str(each.target) for each in listed)}" for kind, listed in route.fallback.items()]
     if route.hedge is not None:
         words.append(f"hedged after {written(route.hedge.after)}")
     if route.continuation:

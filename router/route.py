@@ -141,9 +141,9 @@ class RetryEntry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FallbackEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    context_length: tuple[str, ...] = ()
-    content_filter: tuple[str, ...] = ()
-    unsupported: tuple[str, ...] = ()
+    context_length: tuple[str | TargetEntry, ...] = ()
+    content_filter: tuple[str | TargetEntry, ...] = ()
+    unsupported: tuple[str | TargetEntry, ...] = ()
 
 
 class Hedge(Struct, frozen=True, forbid_unknown_fields=True):
@@ -171,7 +171,7 @@ class Route(Struct, frozen=True, forbid_unknown_fields=True):
     targets: tuple[RouteTarget, ...]
     balance: Balance = "ordered"
     retry: Retry = Retry()
-    fallback: dict[FallbackClass, tuple[Target, ...]] = {}
+    fallback: dict[FallbackClass, tuple[RouteTarget, ...]] = {}
     """Where a call goes that a target cannot serve for this reason."""
     hedge: Hedge | None = None
     continuation: bool = False
@@ -180,8 +180,8 @@ class Route(Struct, frozen=True, forbid_unknown_fields=True):
 
     def leads_to(self) -> tuple[Target, ...]:
         """Every target that a call to it may reach, in the order of the file, each once."""
-        fallen = (target for targets in self.fallback.values() for target in targets)
-        return tuple(dict.fromkeys([*(each.target for each in self.targets), *fallen]))
+        fallen = (each for targets in self.fallback.values() for each in targets)
+        return tuple(dict.fromkeys(each.target for each in (*self.targets, *fallen)))
 
 
 # -- health --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from router.errors import RouterError
 from router.health import Health
 from router.messages import ChatRequest
 from router.provider import Target
+from router.route import FallbackClass
 from router.routing.candidates import Candidate
 from router.routing.retrying import (
     RetryBudget,
@@ -55,11 +56,14 @@ class _Step(Struct, frozen=True):
 
 
 class Trials:
+    """`fallback` gives the candidates for what those of the call cannot serve, the best first."""
+
     def __init__(
         self,
         call: Call,
         way: Way,
         candidates: Sequence[Candidate],
+        fallback: Callable[[FallbackClass], Sequence[Candidate]],
         attempts: Attempts,
         budgets: Budgets,
         health: Health,
@@ -68,6 +72,7 @@ class Trials:
         self._call = call
         self._way = way
         self._pending = deque(candidates)
+        self._fallback = fallback
         self._attempts = attempts
         self._budgets = budgets
         self._health = health
@@ -78,7 +83,7 @@ class Trials:
         self._tries: dict[Target, int] = {}
         self._again: list[tuple[Candidate, RouterError]] = []
         """Candidates that may be tried once more, with why they failed."""
-        self._fallen: set[str] = set()
+        self._fallen: set[FallbackClass] = set()
         self._errors: list[RouterError] = []
         self._losers: list[asyncio.Task[Opened]] = []
         self._hedged = False
@@ -245,13 +250,12 @@ class Trials:
         adapter = self._attempts.adapter(failed)
         return len(adapter.keyed) > 1 and adapter.has_free_key(self._health)
 
-    def _fallen_back(self, kind: str, failed: Candidate, why: str) -> _Step | None:
-        written = self._way.fallback.get(kind)  # type: ignore[call-overload]
-        if written is not None and kind not in self._fallen:
+    def _fallen_back(self, kind: FallbackClass, failed: Candidate, why: str) -> _Step | None:
+        if kind not in self._way.fallback:
+            self._pending = deque(fitting(kind, failed, self._pending))
+        elif kind not in self._fallen:
             self._fallen.add(kind)
-            self._pending = deque(each for each in written if each.target not in self._tries)
-        elif written is None:
-            self._pending = deque(fitting(kind, failed, self._pending))  # type: ignore[arg-type]
+            self._pending = deque(each for each in self._fallback(kind) if each.target not in self._tries)
         return _Step(self._pending.popleft(), "fallback", why) if self._pending else None
 
     def _elsewhere(self, why: str) -> _Step | None:

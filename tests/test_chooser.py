@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
 from router.adapters import Adapter, Keyed
@@ -40,10 +41,10 @@ class Priced(Free):
 
 
 class Setting:
-    def __init__(self, keys: int = 0, pricing: Any = None) -> None:
+    def __init__(self, keys: int = 0, pricing: Any = None, text: str = TEXT) -> None:
         self.now = 100.0
         self.health = HealthBook(HealthRules(), lambda: self.now, random.Random(1))
-        catalog = Catalog(parse(TEXT, "c.yaml", {}).config)
+        catalog = Catalog(parse(text, "c.yaml", {}).config)
         nothing: Any = None
         keyed = [Keyed(nothing, f"k{n}", f"{n + 1} of {keys}") for n in range(keys)] or [Keyed(nothing)]
         adapters = {name: Adapter(name, keyed, nothing) for name in ("a", "b")}
@@ -132,3 +133,20 @@ def test_where_prices_must_be_known_targets_without_one_are_left_out() -> None:
     assert setting.chosen(a_call("chat")) == ["b/y"]
     with pytest.raises(PriceUnknown, match="`a/x`"):
         setting.chosen(a_call("a/x"))
+
+
+REGIONS = """
+providers: {a: {protocol: mock}}
+models:
+  chat:
+    targets: [{target: a/x, region: eu}, {target: a/y, region: us}]
+    fallback: {context_length: [a/anywhere, {target: a/long, region: eu}]}
+"""
+
+
+def test_a_fallback_keeps_to_the_region_that_the_call_names() -> None:
+    setting = Setting(text=REGIONS)
+    call = msgspec.structs.replace(a_call("chat"), regions=("eu",))
+    assert setting.chosen(call) == ["a/x"]
+    way = setting.catalog.resolve("chat")
+    assert [each.target.model for each in setting.chooser.fallback(call, way, "context_length")] == ["long"]

@@ -71,6 +71,9 @@ def keys(type_: Any, path: str) -> dict[str, msgspec.structs.FieldInfo]:
         return {name: field for arm in get_args(type_) for name, field in keys(arm, path).items()}
     if get_origin(type_) is dict:
         return keys(get_args(type_)[1], f"{path}.NAME")
+    if get_origin(type_) is tuple and ".fallback." in path:
+        # written as `targets` are
+        return {}
     if get_origin(type_) is tuple:
         return keys(get_args(type_)[0], f"{path}[]")
     if type_ is TimeoutsEntry or parses(type_) or not (isinstance(type_, type) and issubclass(type_, Struct)):

@@ -99,7 +99,9 @@ async def begun(
     vendors: Any = Vendors(health, keys, **scripts)
     way = way or a_way(candidates)
     budgets = Budgets(RetryBudget(0, reserve), None if way.hedge is None else RetryBudget(way.hedge.share, 0, 1))
-    trials = Trials(a_call(), way, candidates, vendors, budgets, health, random.Random(1))
+    trials = Trials(
+        a_call(), way, candidates, lambda kind: way.fallback.get(kind, ()), vendors, budgets, health, random.Random(1)
+    )
     try:
         opened: Any = await trials.begin()
         outcome: Any = opened.attempt.target.provider
@@ -107,6 +109,10 @@ async def begun(
         outcome = error
     await trials.close()
     return vendors, outcome, trials
+
+
+def nowhere(kind: object) -> tuple[Candidate, ...]:
+    return ()
 
 
 A, B, C = a_candidate("a"), a_candidate("b"), a_candidate("c")
@@ -250,7 +256,7 @@ async def test_without_a_budget_nobody_is_hedged() -> None:
     vendors: Any = Vendors(health, a=[0.1], b=[0.0])
     way = a_way([A, B], hedge=HEDGE)
     budgets = Budgets(RetryBudget(0, 100), RetryBudget(0, 0))
-    trials = Trials(a_call(), way, [A, B], vendors, budgets, health, random.Random(1))
+    trials = Trials(a_call(), way, [A, B], nowhere, vendors, budgets, health, random.Random(1))
     opened: Any = await trials.begin()
     assert opened.name == "a"
     assert vendors.tried == [("a", "first")]
@@ -272,7 +278,14 @@ async def test_two_that_begin_in_the_same_moment_leave_one_answer_and_the_other_
     vendors.open = together
     way = a_way([A, B], hedge=HEDGE)
     trials = Trials(
-        a_call(), way, [A, B], vendors, Budgets(RetryBudget(0, 9), RetryBudget(1, 0, 1)), health, random.Random(1)
+        a_call(),
+        way,
+        [A, B],
+        nowhere,
+        vendors,
+        Budgets(RetryBudget(0, 9), RetryBudget(1, 0, 1)),
+        health,
+        random.Random(1),
     )
     opened: Any = await trials.begin()
     await trials.close()
@@ -284,7 +297,7 @@ async def test_a_call_that_is_cancelled_leaves_no_attempt_running() -> None:
     vendors: Any = Vendors(health, a=[30.0], b=[30.0])
     way = a_way([A, B], hedge=HEDGE)
     budgets = Budgets(RetryBudget(0, 9), RetryBudget(1, 0, 1))
-    trials = Trials(a_call(), way, [A, B], vendors, budgets, health, random.Random(1))
+    trials = Trials(a_call(), way, [A, B], nowhere, vendors, budgets, health, random.Random(1))
     task = asyncio.create_task(trials.begin())
     async with asyncio.timeout(5):
         while len(vendors.tried) < 2:
