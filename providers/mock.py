@@ -2,23 +2,29 @@
 
 The model's name says what to do: one script, then any modifiers, joined by `+` (`mock/lorem-200+slow-50`).
 
-========== ===========================================================================================
-echo       the last user message, word by word
-lorem-N    N tokens of filler (the script when only modifiers are given, with an N that is enough)
-reasoning  some reasoning, then the echo
-tools      a call of the first tool, or of the first two where parallel calls are allowed, with the
-           smallest arguments that their schemas admit; answers in text once it has a tool's result
----------- -------------------------------------------------------------------------------------------
-slow-MS    MS milliseconds between deltas
-cut-N      the connection breaks after N deltas, or at the end of a shorter answer
-stall-N    as `cut-N`, but the connection stays open and nothing more comes
-error-S    HTTP status S (400 to 599) instead of an answer; 429 and 503 with `retry-after: 1`
-========== ===========================================================================================
+============= ==========================================================================================
+echo          the last user message, word by word
+lorem-N       N tokens of filler (the script when only modifiers are given, with an N that is enough)
+reasoning     some reasoning, then the echo
+tools         a call of the first tool, or of the first two where parallel calls are allowed, with the
+              smallest arguments that their schemas admit; answers in text once it has a tool's result
+------------- ------------------------------------------------------------------------------------------
+slow-MS       MS milliseconds between deltas
+slow-start-MS MS milliseconds before the first delta
+cut-N         the connection breaks after N deltas, or at the end of a shorter answer
+stall-N       as `cut-N`, but the connection stays open and nothing more comes
+error-S       HTTP status S (400 to 599) instead of an answer; 429 and 503 with `retry-after: 1`
+error-WHY     the refusal of a request that does not fit the model: `context_length`, `content_filter`
+              or `unsupported`
+flaky-P       HTTP status 500 to P of a hundred calls of this name, spread evenly and always the same
+              ones of a process: `flaky-25` fails the fourth, the eighth, …
+============= ==========================================================================================
 
 `response_format` is honoured: a JSON Schema gets the smallest value that it admits. So are `n`, `max_tokens`, `stop`,
 `tool_choice` and `parallel_tool_calls`. A token is a word with the white space before it, a Chinese, Japanese or
 Korean character, or 24 characters of a longer word; for tool arguments 8 characters. Each is one delta, and `usage`
-counts them, on the way in too.
+counts them, on the way in too. A request that ends with the beginning of the answer, as the assistant's, is answered
+with the rest of it.
 
 Built on the public contract: `respond` plays the vendor (and alone may sleep), the rest is an ordinary adapter whose
 wire format is one JSON event a line. It knows no dialect, no plugin and no socket.
@@ -29,6 +35,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
+from http import HTTPStatus
 from itertools import cycle, islice
 from typing import Any, ClassVar, Final
 
@@ -36,11 +43,15 @@ import msgspec
 from msgspec import Struct
 
 from router.errors import (
+    ContentFiltered,
+    ContextTooLong,
     ProtocolViolated,
     ProviderError,
     RateLimited,
     Rejected,
     StreamCut,
+    TimedOut,
+    Unsupported,
     VendorAuthFailed,
     VendorFailed,
     VendorModelUnknown,
@@ -79,13 +90,19 @@ from router.messages import (
 )
 from router.provider import HttpError, HttpHead, HttpRequest, ProviderSettings, Target, VendorResponse
 from router.slots import Slots
+from router.wire.vendor_error import extract_error, retry_after
 
-MODELS: Final = ("echo", "lorem-N", "reasoning", "tools", "slow-MS", "cut-N", "stall-N", "error-S")
+MODELS: Final = (
+    *("echo", "lorem-N", "reasoning", "tools", "slow-MS", "slow-start-MS", "cut-N", "stall-N"),
+    *("error-S", "error-context_length", "error-content_filter", "error-unsupported", "flaky-P"),
+)
 MAX_NUMBER: Final = 100_000
 """The largest N and MS."""
 MAX_LINE: Final = 8 * 1024 * 1024
 """Bytes one line of an answer may have."""
 
+_MAX_NAMES: Final = 512
+"""Names of flaky models whose calls are counted."""
 _FOREVER: Final = 24 * 3600.0
 """Seconds that a stalled answer stays open."""
 _FILLER: Final = 50
@@ -116,6 +133,8 @@ class Wanted(Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str
     text: str = ""
     """The last user message."""
+    begun: str = ""
+    """The beginning of the answer, which is not to be written again."""
     result: str | None = None
     """What the tools gave, when that is what the conversation ends with."""
     tools: tuple[ToolSpec, ...] = ()
@@ -138,6 +157,12 @@ class Directive(Struct, frozen=True):
     length: int = 0
     slow: float = 0.0
     """Seconds."""
+    slow_start: float = 0.0
+    """Seconds."""
+    flaky: int = 0
+    """Failures of a hundred calls."""
+    unfit: str | None = None
+    """Why the request does not fit."""
     cut: int | None = None
     """Deltas."""
     stall: int | None = None
@@ -148,16 +173,22 @@ def directive(model: str) -> Directive | None:
     """What the model's name asks for; None when it is none of ours."""
     found: dict[str, Any] = {}
     for part in model.split("+"):
-        word, _, digits = part.partition("-")
+        word, dash, digits = part.rpartition("-") if "-" in part else (part, "", "")
         number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 7 else None
         asked: dict[str, Any]
         match word, number:
-            case (("echo" | "reasoning" | "tools"), None) if not digits and "-" not in part:
+            case (("echo" | "reasoning" | "tools"), None) if not dash:
                 asked = {"script": word}
             case "lorem", int() if number <= MAX_NUMBER:
                 asked = {"script": word, "length": number}
             case "slow", int() if number <= MAX_NUMBER:
                 asked = {"slow": number / 1000}
+            case "slow-start", int() if number <= MAX_NUMBER:
+                asked = {"slow_start": number / 1000}
+            case "flaky", int() if number <= 100:
+                asked = {word: number}
+            case "error", None if digits in _UNFIT:
+                asked = {"unfit": digits}
             case (("cut" | "stall"), int()) if number <= MAX_NUMBER:
                 asked = {word: number}
             case "error", int() if 400 <= number <= 599:
@@ -187,11 +218,14 @@ class Mock:
 
     def __init__(self, settings: ProviderSettings) -> None:
         self._settings = settings
+        self._calls: dict[str, int] = {}
+        """Flaky models → calls so far."""
 
     def encode(self, request: ChatRequest, target: Target) -> HttpRequest:
         wanted = Wanted(
             model=target.model,
             text=_last_user_text(request.messages),
+            begun=_beginning(request.messages),
             result=_tool_results(request.messages),
             tools=_callable_tools(request),
             parallel=request.parallel_tool_calls is not False,
@@ -211,18 +245,19 @@ class Mock:
         return LineDecoder()
 
     def error(self, response: HttpError, target: Target) -> ProviderError:
-        kind = _ERRORS.get(response.status, Rejected if response.status < 500 else VendorFailed)
-        try:
-            message = msgspec.json.decode(response.body, type=dict[str, str])["error"]
-        except (msgspec.DecodeError, KeyError):
-            message = "no reason given"
-        wait = response.headers.get("retry-after", "")
+        said = extract_error(response.body, response.headers.get("content-type"))
+        kind = _UNFIT.get(said.code or "") or _ERRORS.get(response.status)
+        kind = kind or (Rejected if response.status < 500 else VendorFailed)
         return kind(
-            f"`{target}` answered {response.status}: {message}",
-            retry_after=float(wait) if wait.isdigit() else None,
+            f"`{target}` answered {response.status}: {said.message}",
+            retry_after=retry_after(response.headers),
             vendor_status=response.status,
+            vendor_code=said.code,
             vendor_request_id=response.headers.get("x-request-id"),
         )
+
+    def continued(self, request: ChatRequest, target: Target) -> ChatRequest | None:
+        return request
 
     def learn(self, error: ProviderError, target: Target, sent: HttpRequest) -> bool:
         return False
@@ -237,6 +272,11 @@ class Mock:
             return _failed(404, identity, f"there is no such mock model; use one of {known}, joined by `+`")
         if script.error is not None:
             return _failed(script.error, identity, f"an error, as the model `error-{script.error}` is asked for")
+        if script.unfit is not None:
+            message = f"an error, as the model `error-{script.unfit}` is asked for"
+            return _failed(400, identity, message, code=script.unfit)
+        if script.flaky and self._is_time_to_fail(wanted.model, script.flaky):
+            return _failed(500, identity, f"an error, as {script.flaky} of a hundred calls of this model get one")
         try:
             for schema in (wanted.json_schema, *(tool.parameters for tool in wanted.tools)):
                 example(schema)
@@ -246,16 +286,39 @@ class Mock:
         events = _answer(script, wanted, identity, created=int(time.time()))
         return VendorResponse(200, head, _body(script, events))
 
+    def _is_time_to_fail(self, model: str, share: int) -> bool:
+        """Whether this call of a flaky model is one of those that fail. Calls are counted, nothing is drawn."""
+        calls = self._calls.pop(model, 0) + 1
+        self._calls[model] = calls
+        if len(self._calls) > _MAX_NAMES:
+            del self._calls[next(iter(self._calls))]
+        return calls * share // 100 > (calls - 1) * share // 100
+
 
 _ERRORS: Final[Mapping[int, type[ProviderError]]] = {
     401: VendorAuthFailed,
     402: VendorQuotaExhausted,
     403: VendorAuthFailed,
     404: VendorModelUnknown,
+    408: TimedOut,
+    409: VendorFailed,
+    425: VendorFailed,
     429: RateLimited,
+    498: VendorOverloaded,
+    499: VendorFailed,
     503: VendorOverloaded,
+    504: TimedOut,
+    524: TimedOut,
     529: VendorOverloaded,
 }
+"""As of an OpenAI-compatible vendor: the other 4xx are `Rejected`, the other 5xx `VendorFailed`."""
+_UNFIT: Final[Mapping[str, type[ProviderError]]] = {
+    "context_length": ContextTooLong,
+    "content_filter": ContentFiltered,
+    "unsupported": Unsupported,
+}
+_PHRASES: Final = {498: "No Capacity", 524: "A Timeout Occurred", 529: "Overloaded"}
+"""Of statuses that are not HTTP's own."""
 
 
 class LineDecoder:
@@ -300,6 +363,12 @@ def _plain(content: Content | None) -> str:
 
 def _last_user_text(messages: Sequence[Message]) -> str:
     return next((_plain(m.content) for m in reversed(messages) if isinstance(m, User)), "")
+
+
+def _beginning(messages: Sequence[Message]) -> str:
+    """The text of a last message of the assistant's, which it has not called a tool in."""
+    last = messages[-1] if messages else None
+    return _plain(last.content) if isinstance(last, Assistant) and not last.tool_calls else ""
 
 
 def _tool_results(messages: Sequence[Message]) -> str | None:
@@ -406,6 +475,8 @@ def _choice(script: Directive, wanted: Wanted, identity: str, index: int, counts
             break
     if not calls and complete:
         pieces, stopped_by = _stopped(_text(script, wanted), wanted.stop)
+        if wanted.begun and (whole := "".join(pieces)).startswith(wanted.begun):
+            pieces = tokens(whole[len(wanted.begun) :])
         taken = budget.take(pieces)
         for text in taken:
             yield TextDelta(index, slots.run("text"), text)
@@ -450,6 +521,8 @@ async def _body(script: Directive, events: Iterator[Event]) -> AsyncGenerator[by
     batch = 1 if script.slow else _BATCH
     chunk = bytearray()
     deltas = held = 0
+    if script.slow_start:
+        await asyncio.sleep(script.slow_start)
     for event in events:
         if limit is not None and (deltas >= limit or isinstance(event, ChoiceFinished)):
             break
@@ -476,12 +549,14 @@ async def _body(script: Directive, events: Iterator[Event]) -> AsyncGenerator[by
         await asyncio.sleep(_FOREVER)
 
 
-def _failed(status: int, identity: str, message: str) -> VendorResponse:
+def _failed(status: int, identity: str, message: str, code: str | None = None) -> VendorResponse:
     headers = {"content-type": "application/json", "x-request-id": identity}
     if status in (429, 503):
         headers["retry-after"] = "1"
+    phrase = _PHRASES.get(status) or next((known.phrase for known in HTTPStatus if known == status), "")
+    said = {"message": f"{phrase}: {message}" if phrase else message, "type": "mock_error", "param": None, "code": code}
 
     async def body() -> AsyncGenerator[bytes, None]:
-        yield msgspec.json.encode({"error": message})
+        yield msgspec.json.encode({"error": said})
 
     return VendorResponse(status, headers, body())

@@ -196,8 +196,8 @@ def test_each_model_thinks_in_its_way(model: str, mode: str, stream_only: bool) 
 def test_no_family_hides_behind_an_earlier_one() -> None:
     names = {
         "qwen-mt-plus", "qwen3.8-max", "qvq-max", "qwq-32b", "qwen-omni-turbo", "qwen3-vl-8b-thinking",
-        "qwen3-vl-8b-instruct", "qwen3-vl-plus", "qwen-vl-max", "qwen-audio-turbo", "qwen3.5-plus", "qwen3.7-plus", "qwen3.7-max",
-        "qwen3-coder-plus", "qwen-plus", "qwen3-4b-thinking-2507", "qwen3-4b-instruct-2507", "qwen3-4b",
+        "qwen3-vl-8b-instruct", "qwen3-vl-plus", "qwen-vl-max", "qwen-audio-turbo", "qwen3.5-plus", "qwen3.7-plus",
+        "qwen3.7-max", "qwen3-coder-plus", "qwen-plus", "qwen3-4b-thinking-2507", "qwen3-4b-instruct-2507", "qwen3-4b",
     }  # fmt: skip
     assert {id(family_of(name)) for name in names} == {id(family) for family in FAMILIES}
     assert family_of("other") is UNKNOWN

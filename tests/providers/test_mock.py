@@ -8,19 +8,24 @@ import msgspec
 import pytest
 
 from providers.mock import Mock, directive, tokens
+from providers.openai import OpenAI
 from router.errors import (
+    ContentFiltered,
+    ContextTooLong,
     ProtocolViolated,
     ProviderError,
     RateLimited,
     Rejected,
     StreamCut,
+    TimedOut,
+    Unsupported,
     VendorAuthFailed,
     VendorFailed,
     VendorModelUnknown,
     VendorOverloaded,
     VendorQuotaExhausted,
 )
-from router.events import Event, ReasoningDelta, TextDelta, ToolCallDelta, Usage, check_order
+from router.events import Event, ReasoningDelta, Started, TextDelta, ToolCallDelta, Usage, check_order
 from router.fold import Answer, Fold
 from router.messages import (
     AllowedTools,
@@ -40,6 +45,7 @@ from router.messages import (
     User,
 )
 from router.provider import HttpError, HttpHead, InProcess, ProviderSettings, Target, VendorResponse
+from router.splice import Splice, continuation_of
 
 WEATHER = FunctionTool(
     "weather",
@@ -248,10 +254,13 @@ async def test_the_first_stop_sequence_ends_the_text_before_it() -> None:
         ("error-401", VendorAuthFailed, None),
         ("error-402", VendorQuotaExhausted, None),
         ("error-404", VendorModelUnknown, None),
+        ("error-408", TimedOut, None),
+        ("error-409", VendorFailed, None),
         ("error-418", Rejected, None),
         ("error-429", RateLimited, 1.0),
         ("error-500", VendorFailed, None),
         ("error-503", VendorOverloaded, 1.0),
+        ("error-504", TimedOut, None),
         ("error-529", VendorOverloaded, None),
     ],
 )
@@ -271,13 +280,109 @@ async def test_a_schema_that_is_none_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    ["gpt-5", "lorem", "lorem-x", "lorem-9999999", "echo-", "echo+", "error-200", "echo+lorem-3", "slow-1+slow-2"],
+    [
+        "gpt-5",
+        "lorem",
+        "lorem-x",
+        "lorem-9999999",
+        "echo-",
+        "echo+",
+        "error-200",
+        "echo+lorem-3",
+        "slow-1+slow-2",
+        "slow-start",
+        "slow-start-x",
+        "slow-start-1+slow-start-2",
+        "flaky-101",
+        "flaky",
+        "error-odd",
+        "error-4290",
+        "-",
+    ],
 )
 async def test_an_unknown_model_is_refused_and_the_known_ones_listed(model: str) -> None:
     assert directive(model) is None
     error = await error_of(model)
     assert isinstance(error, VendorModelUnknown)
     assert "`lorem-N`" in error.message
+
+
+@pytest.mark.parametrize("status", range(400, 600))
+async def test_every_status_is_an_error_as_of_an_openai_compatible_vendor(status: int) -> None:
+    vendor = OpenAI(ProviderSettings(name="openai", base_url="https://v.example/v1"))
+    response = await respond(asked(f"error-{status}"))
+    body = b"".join([chunk async for chunk in response.body])
+    theirs = vendor.error(HttpError(response.status, response.headers, body), Target("openai", "m"))
+    ours = await error_of(f"error-{status}")
+    assert (type(ours), ours.retry_after) == (type(theirs), theirs.retry_after)
+
+
+@pytest.mark.parametrize(
+    ("why", "kind"),
+    [("context_length", ContextTooLong), ("content_filter", ContentFiltered), ("unsupported", Unsupported)],
+)
+async def test_a_request_may_be_told_not_to_fit(why: str, kind: type[ProviderError]) -> None:
+    error = await error_of(f"error-{why}")
+    assert (type(error), error.vendor_status) == (kind, 400)
+
+
+@pytest.mark.parametrize(
+    ("share", "failed"),
+    [(0, []), (25, [4, 8, 12]), (30, [4, 7, 10]), (50, [2, 4, 6, 8, 10, 12]), (100, [*range(1, 13)])],
+)
+async def test_a_flaky_model_fails_the_same_calls_each_time(share: int, failed: list[int]) -> None:
+    mock, request = mock_provider(), asked(f"flaky-{share}")
+    statuses = [(await mock.respond(mock.encode(request, Target("mock", request.model)))).status for _ in range(12)]
+    assert [n for n, status in enumerate(statuses, 1) if status == 500] == failed
+    assert set(statuses) <= {200, 500}
+
+
+async def test_flaky_models_are_counted_each_by_its_own_name() -> None:
+    mock = mock_provider()
+    for model in ("flaky-50+echo", "flaky-50+lorem-3", "flaky-50+echo"):
+        response = await mock.respond(mock.encode(asked(model), Target("mock", model)))
+    assert response.status == 500
+
+
+async def test_a_slow_start_comes_before_the_first_delta_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    response = await respond(asked("echo+slow-start-500"))
+    assert waits == []
+    await anext(response.body)
+    assert waits == [0.5]
+    async for _ in response.body:
+        pass
+    assert [wait for wait in waits if wait] == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("begun", "rest"),
+    [
+        ("one", [" two", " three"]),
+        ("one two three", []),
+        ("other", ["one", " two", " three"]),
+        ("on", ["e", " two", " three"]),
+    ],
+)
+async def test_a_beginning_of_the_answer_is_gone_on_with(begun: str, rest: list[str]) -> None:
+    events = await events_of(asked("echo", messages=(User("one two three"), Assistant(begun))))
+    assert [event.text for event in events if isinstance(event, TextDelta)] == rest
+
+
+async def test_what_was_cut_is_continued_to_the_whole_answer() -> None:
+    mock, target, splice = mock_provider(), Target("mock", "lorem-30"), Splice(asked("lorem-30"))
+    splice.see(Started("m", "m", 0))
+    for word in tokens((await answer_of(asked("lorem-30"))).choices[0].text())[:10]:
+        splice.see(TextDelta(0, 0, word))
+    splice.leave(None)
+    for event in splice.join(await events_of(continuation_of(mock, asked("lorem-30"), target, splice.text))):
+        splice.see(event)
+    assert splice.text == (await answer_of(asked("lorem-30"))).choices[0].text()
 
 
 async def test_the_body_of_an_error_may_be_unreadable() -> None:
