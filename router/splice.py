@@ -72,11 +72,14 @@ class Splice:
         "_so_far",
         "_why",
         "joining",
+        "taken",
     )
 
     def __init__(self, request: ChatRequest) -> None:
         self.joining = False
         """Whether a vendor was left, so that what comes is a continuation."""
+        self.taken = 0
+        """Events that `join` has taken, also those of which nothing is shown: the vendor's progress."""
         self._request = request
         self._pieces: list[str] = []
         self._why: str | None = None
@@ -198,6 +201,7 @@ class Splice:
         places count from its own beginning. A repetition of the end of the text so far is cut off.
         """
         for event in events:
+            self.taken += 1
             match event:
                 case TextDelta(choice=0):
                     yield from self._text(event)

@@ -247,6 +247,14 @@ def test_text_that_may_be_a_repetition_is_given_before_the_tool_call_that_follow
     assert given[2:4] == [TextDelta(0, 0, "brown fox"), ToolCallStarted(0, 1, "c", "look")]
 
 
+def test_progress_of_which_nothing_is_shown_is_counted() -> None:
+    splice = Splice(asked())
+    seen(splice, [Started("", "", 0), *text("The quick brown fox jumps")])
+    splice.leave(None)
+    assert [*splice.join([Started("", "", 0), ReasoningDelta(0, 0, "Hm"), TextDelta(0, 1, "brown fox")])] == []
+    assert splice.taken == 3
+
+
 # -- what cannot be gone on with -----------------------------------------------------------------------------------
 
 
