@@ -372,6 +372,7 @@ def _cors(cors: Cors | None) -> CORSConfig | None:
             "x-deltaway-target",
             "x-deltaway-attempts",
             "x-deltaway-dropped",
+            "x-deltaway-experiment",
             "x-deltaway-cost",
             "x-ratelimit-limit-requests",
             "x-ratelimit-remaining-requests",
