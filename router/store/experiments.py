@@ -24,6 +24,7 @@ from sqlalchemy import (
     Double,
     FromClause,
     Select,
+    Text,
     and_,
     case,
     cast,
@@ -33,6 +34,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    union_all,
 )
 
 from router.experiment import OWN_METRICS, SHADOW, MetricKind
@@ -184,34 +186,14 @@ def _exposed(experiment: str, since: int | None, until: int | None) -> list[Colu
     return conditions
 
 
-def _measured(ids: Select[Any], rates: Mapping[str, float]) -> Select[Any]:
-    """A row for each of the calls: what it is counted as in each metric; NULL: in none of its observations."""
-    tried = _tried(ids, rates).subquery()
-    ended, finished = calls.c.outcome.is_not(None), calls.c.outcome == "finished"
-    first_token = calls.c.timing["first_token_ms"].as_float()
-    duration = calls.c.timing["duration_ms"].as_float()
-    # before it is divided by: neither database says in which order conditions are looked at
-    span = case((duration - first_token >= LEAST_SPAN, duration - first_token), else_=null())
-    failed = case((calls.c.outcome.in_(_ERRORS), 1.0), (finished, 0.0), else_=null())
-    return (
-        select(
-            calls.c.id,
-            calls.c.outcome,
-            cast(failed, Double).label("errors"),
-            cast(first_token, Double).label("first_token"),
-            cast(case((finished, duration), else_=null()), Double).label("duration"),
-            cast(case((finished, tried.c.tokens * 1000 / span), else_=null()), Double).label("tokens_per_second"),
-            cast(case((and_(ended, tried.c.unpriced == 0), tried.c.cost), else_=null()), Double).label("cost"),
-            cast(case((finished, tried.c.tokens), else_=null()), Double).label("output_tokens"),
-            case((and_(ended, tried.c.unpriced > 0), 1), else_=0).label("unpriced"),
-        )
-        .select_from(calls.outerjoin(tried, tried.c.call_id == calls.c.id))
-        .where(calls.c.id.in_(ids))
-    )
+def _calls(
+    kept: Sequence[ColumnElement[Any]], tables: FromClause, call_id: ColumnElement[Any], rates: Mapping[str, float]
+) -> Select[Any]:
+    """A row for each exposure: what is `kept` of it, and the call `call_id` with the sums of its attempts.
 
-
-def _tried(ids: Select[Any], rates: Mapping[str, float]) -> Select[Any]:
-    """The attempts of each of the calls: cost, how many without a price, and tokens of output and reasoning."""
+    It joins tables by their primary keys alone. Joins of what has been added up are a guess to Postgres, whose worst
+    takes the square of the time.
+    """
     table = attempts.c
     used: ColumnElement[Any] = sum((table[name] for name in TOKEN_CLASSES[1:]), start=table[TOKEN_CLASSES[0]])
     no_price = and_(table.cost.is_(None), table.source.is_not(None), used > 0)
@@ -221,33 +203,57 @@ def _tried(ids: Select[Any], rates: Mapping[str, float]) -> Select[Any]:
     answered = and_(table.outcome.in_(_ANSWERED), table.source.is_not(None))
     return (
         select(
-            table.call_id,
+            *kept,
+            # the same in all rows of a call
+            func.max(calls.c.outcome).label("outcome"),
+            func.max(calls.c.timing["first_token_ms"].as_float()).label("first_token"),
+            func.max(calls.c.timing["duration_ms"].as_float()).label("duration"),
+            func.count(table.n).label("tries"),
             func.sum(func.coalesce(cost, 0.0)).label("cost"),
             func.sum(case((or_(no_price, no_rate), 1), else_=0)).label("unpriced"),
             # NULL where none are known
             func.sum(case((answered, cast(table.output + table.reasoning, Double)), else_=null())).label("tokens"),
         )
-        .where(table.call_id.in_(ids))
-        .group_by(table.call_id)
+        .select_from(tables.join(calls, calls.c.id == call_id).outerjoin(attempts, table.call_id == call_id))
+        .group_by(exposures.c.call_id, *kept)
     )
 
 
+def _counted_as(call: FromClause) -> dict[str, ColumnElement[Any]]:
+    """What a row of `_calls` is counted as in each metric; NULL: in none of its observations."""
+    row = call.c
+    ended, finished = and_(row.outcome.is_not(None), row.tries > 0), row.outcome == "finished"
+    # before it is divided by: neither database says in which order conditions are looked at
+    span = case((row.duration - row.first_token >= LEAST_SPAN, row.duration - row.first_token), else_=null())
+    values = {
+        "errors": case((row.outcome.in_(_ERRORS), 1.0), (finished, 0.0), else_=null()),
+        "first_token": row.first_token,
+        "duration": case((finished, row.duration), else_=null()),
+        "tokens_per_second": case((finished, row.tokens * 1000 / span), else_=null()),
+        "cost": case((and_(ended, row.unpriced == 0), row.cost), else_=null()),
+        "output_tokens": case((finished, row.tokens), else_=null()),
+    }
+    return {
+        **{name: cast(value, Double).label(name) for name, value in values.items()},
+        "unpriced": case((and_(ended, row.unpriced > 0), 1), else_=0).label("unpriced"),
+    }
+
+
 def _by_arm(exposed: ColumnElement[bool], rates: Mapping[str, float]) -> Select[Any]:
-    measured = _measured(select(exposures.c.call_id).where(exposed), rates).subquery()
-    arm, unit = exposures.c.arm, exposures.c.unit
+    kept = (exposures.c.arm, exposures.c.unit, exposures.c.created_at)
+    each = _calls(kept, exposures, exposures.c.call_id, rates).where(exposed).subquery()
+    measured = select(each.c.arm, each.c.unit, each.c.created_at, *_counted_as(each).values()).subquery()
     by_unit = (
         select(
-            arm,
-            unit,
+            measured.c.arm,
+            measured.c.unit,
             func.count().label("exposures"),
-            func.min(exposures.c.created_at).label("first_at"),
-            func.max(exposures.c.created_at).label("last_at"),
+            func.min(measured.c.created_at).label("first_at"),
+            func.max(measured.c.created_at).label("last_at"),
             func.sum(measured.c.unpriced).label("unpriced"),
             *(column for name in OWN_METRICS for column in _of_unit(measured.c[name], f"{name}_")),
         )
-        .select_from(exposures.join(measured, measured.c.id == exposures.c.call_id))
-        .where(exposed)
-        .group_by(arm, unit)
+        .group_by(measured.c.arm, measured.c.unit)
         .subquery()
     )
     return select(
@@ -311,33 +317,50 @@ def _strata(exposed: ColumnElement[bool]) -> Select[Any]:
 
 
 def _pairs(experiment: str, since: int | None, until: int | None, rates: Mapping[str, float]) -> Select[Any]:
-    shadow, original = exposures.alias("shadow"), exposures.alias("original")
-    exposed = [*_exposed(experiment, since, until), exposures.c.shadow_of.is_not(None)]
-    theirs = _measured(select(exposures.c.call_id).where(*exposed), rates).subquery("theirs")
-    ours = _measured(select(exposures.c.shadow_of).where(*exposed), rates).subquery("ours")
+    original = exposures.alias("original")
+    kept = (original.c.arm, exposures.c.call_id.label("pair"))
+    tables = exposures.join(original, original.c.call_id == exposures.c.shadow_of)
+    exposed = [*_exposed(experiment, since, until), original.c.forced == false()]
+    sides = []
+    for side, call_id in (("original", exposures.c.shadow_of), ("repeated", exposures.c.call_id)):
+        each = _calls(kept, tables, call_id, rates).where(*exposed).subquery()
+        sides.append(
+            select(literal(side, Text).label("side"), each.c.arm, each.c.pair, each.c.outcome, *_compared(each))
+        )
+    both = union_all(*sides).subquery()
+
+    def of_side(side: str, name: str) -> ColumnElement[Any]:
+        value = func.max(case((both.c.side == side, both.c[name]), else_=null()))
+        return value.label(f"{side}_{name}")
+
+    pair = (
+        select(
+            both.c.arm,
+            *(of_side(side, name) for side in ("original", "repeated") for name in ("outcome", *COMPARED)),
+        )
+        .group_by(both.c.arm, both.c.pair)
+        .having(func.count() == 2)
+        .subquery()
+    )
     parts: list[ColumnElement[Any]] = []
     for name in COMPARED:
-        before, after = ours.c[name], theirs.c[name]
+        before, after = pair.c[f"original_{name}"], pair.c[f"repeated_{name}"]
         # NULL where either is
         difference = after - before
-        both = case((difference.is_not(None), before), else_=null())
+        known = case((difference.is_not(None), before), else_=null())
         parts += [
             func.count(difference).label(f"{name}_n"),
             func.coalesce(func.sum(difference), 0.0).label(f"{name}_sum"),
             func.coalesce(func.sum(difference * difference), 0.0).label(f"{name}_squares"),
-            func.coalesce(func.sum(both), 0.0).label(f"{name}_original"),
+            func.coalesce(func.sum(known), 0.0).label(f"{name}_original"),
         ]
-    outcomes = [ours.c.outcome.label("original_outcome"), theirs.c.outcome.label("repeated_outcome")]
-    return (
-        select(original.c.arm, *outcomes, func.count().label("pairs"), *parts)
-        .select_from(
-            theirs.join(shadow, shadow.c.call_id == theirs.c.id)
-            .join(original, original.c.call_id == shadow.c.shadow_of)
-            .join(ours, ours.c.id == original.c.call_id)
-        )
-        .where(original.c.forced == false())
-        .group_by(original.c.arm, *outcomes)
-    )
+    outcomes = (pair.c.original_outcome, pair.c.repeated_outcome)
+    return select(pair.c.arm, *outcomes, func.count().label("pairs"), *parts).group_by(pair.c.arm, *outcomes)
+
+
+def _compared(call: FromClause) -> Sequence[ColumnElement[Any]]:
+    values = _counted_as(call)
+    return [values[name] for name in COMPARED]
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
