@@ -120,6 +120,8 @@ class Trials:
                 candidate = self._pending.popleft()
             elif candidate is None:
                 raise error
+            if self._left(candidate) < _LEAST_LEFT:
+                raise error
             self._made += 1
             if self._made > max(self._way.retry.attempts, 2) or not self._budgets.retries.withdraw(time.monotonic()):
                 raise error
@@ -237,7 +239,7 @@ class Trials:
         if remedy(error) == "none":
             return None
         step = self._elsewhere(why) or self._once_more()
-        if step is None:
+        if step is None or self._left(step.candidate) < _LEAST_LEFT:
             return None
         if not self._budgets.retries.withdraw(time.monotonic()):
             self._call.trip.choice += "; no further attempt, the budget of retries is spent"
