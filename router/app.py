@@ -95,14 +95,16 @@ def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = 
     tokens = behind.tokens if loaded.config.ledger.tokenizer else None
     shadows = Shadows(behind.state.accounts, behind.books, tokens, running)
     name, is_file = loaded.document.name, loaded.document.is_file
+    # what is installed is asked once: to find out takes longer than to read a file
+    known: dict[str, Any] = {"protocols": known_protocols(), "plugins": known_plugins()}
 
     def read(text: str | None) -> Loaded:
         if text is not None:
-            return parse(text, name, environ, protocols=known_protocols(), plugins=known_plugins())
+            return parse(text, name, environ, **known)
         if not is_file:
             words = "the gateway was started without a configuration: restart it with --config"
             raise ConfigError((loaded.document.problem((), words),))
-        return read_config(name, environ)
+        return load(name, environ, **known)
 
     def make(found: Loaded, previous: Generation) -> Generation:
         return build_generation(found, environ, behind, shadows, context, carrier, previous)

@@ -74,6 +74,7 @@ class Reloader:
         self._instances = Instances(store)
         self._turn = asyncio.Lock()
         self._id = f"ins_{ulid()}"
+        self._version = version("deltaway")
         self._since = _now()
         self._stamped = self._stamp()
         """The files that were read last, or looked at."""
@@ -267,6 +268,7 @@ class Reloader:
                 if self._handled is None and self._stamp() == self._stamped:
                     # what was announced before this process began has been read at its start
                     self._handled = number
+                    await self._instances.forget(_now())
                 if number != self._handled:
                     self._handled = number
                     await self._reload_and_log("told by another process", "never")
@@ -288,7 +290,7 @@ class Reloader:
             self._id,
             socket.gethostname(),
             os.getpid(),
-            version("deltaway"),
+            self._version,
             current.id,
             self._since,
             self._handled or 0,

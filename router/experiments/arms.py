@@ -118,6 +118,9 @@ def reading() -> Callable[[Mapping[str, Any]], ChatRequest]:
 def check_arms(config: Config, document: Document) -> list[Problem]:
     """What is wrong with parameters of arms, and with shadows, that takes more than the section itself to see."""
     found: list[Problem] = []
+    if not config.experiments:
+        # a decoder is slow to make, and a configuration may be read often
+        return found
     decode = reading()
     for experiment in config.experiments.values():
         base: Path = ("experiments", experiment.name)

@@ -56,14 +56,18 @@ class Instances:
         return number
 
     async def put(self, instance: Instance) -> None:
-        """Write its row, and remove those of processes that have been gone for a day."""
+        """Write its row."""
         insert = insert_sqlite if self._store.dialect == "sqlite" else insert_postgres
         values = structs.asdict(instance)
         row = insert(instances).values(**values)
         changed = {name: value for name, value in values.items() if name != "id"}
         async with self._store.writing() as connection:
             await connection.execute(row.on_conflict_do_update(index_elements=["id"], set_=changed))
-            await connection.execute(delete(instances).where(instances.c.seen_at < instance.seen_at - _REMEMBERED))
+
+    async def forget(self, at: int) -> None:
+        """Remove the rows of processes that were not seen for a day."""
+        async with self._store.writing() as connection:
+            await connection.execute(delete(instances).where(instances.c.seen_at < at - _REMEMBERED))
 
     async def remove(self, instance_id: str) -> None:
         async with self._store.writing() as connection:
