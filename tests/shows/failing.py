@@ -316,7 +316,7 @@ def all_failures() -> dict[str, Failure]:
         _failure("stall-delta", "stall after the first delta", after_delta(stalls),
                  Ends(200, "idle_timeout", "timeout", "estimated", "nothing", HALF), SILENT, provider="impatient"),
         _failure("drip", "slow drip", drips(0.05),
-                 Ends(200, "min_rate_timeout", "timeout", "estimated", "nothing", "(tick )+"), SILENT,
+                 Ends(200, "rate_timeout", "timeout", "estimated", "nothing", "(tick )+"), SILENT,
                  provider="watched"),
         _failure("reset-delta", "reset in the middle", after_delta(resets), LOST_INSIDE, LOST),
         _failure("closed-delta", "closed in the middle", after_delta(closes), LOST_INSIDE, LOST),

@@ -133,12 +133,14 @@ async def play_all(directory: Path) -> dict[str, Played]:
         failures = sorted(FAILURES.values(), key=lambda failure: failure.provider != "watched")
         each = [(failure, way, streamed) for failure in failures for way in WAYS for streamed in (True, False)]
         seen = dict(await asyncio.gather(*[one(*case) for case in each]))
-        receipts = {model: await receipt_of(http, of) for model, of in seen.items()}
+        receipts = await all_receipts(http)
+        assert receipts.keys() == {of.headers["x-request-id"] for of in seen.values()}
         for played in (failing, other):
             await played.settled()
         others = Counter(request.json()["model"] for request in other.requests)
     return {
-        model: Played(of, receipts[model], player.asked.get(model, []), others[model]) for model, of in seen.items()
+        model: Played(of, receipts[of.headers["x-request-id"]], player.asked.get(model, []), others[model])
+        for model, of in seen.items()
     }
 
 
@@ -183,6 +185,18 @@ async def receipt_of(http: httpx.AsyncClient, seen: Seen) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
+
+
+async def all_receipts(http: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
+    """By request id."""
+    found: dict[str, dict[str, Any]] = {}
+    cursor: dict[str, str] = {}
+    while True:
+        page = (await http.get("/v1/requests", params={"limit": "100", **cursor})).json()
+        found |= {receipt["id"]: receipt for receipt in page["data"]}
+        if not page["has_more"]:
+            return found
+        cursor = {"after": page["last_id"]}
 
 
 def made(receipt: dict[str, Any]) -> list[Made]:
@@ -251,6 +265,7 @@ def test_the_ledger_has_every_attempt_and_no_other(played: Played, name: str, wa
     receipt, (ends, attempts) = played.receipt, follows(FAILURES[name], way, streamed)
     assert made(receipt) == attempts
     assert [each["n"] for each in receipt["attempts"]] == list(range(1, len(attempts) + 1))
+    assert played.seen.headers["x-deltaway-attempts"] == str(len(attempts))
     assert receipt["stream"] is streamed
     if ends is None:
         assert (receipt["outcome"], receipt["error"]) == ("finished", None)
