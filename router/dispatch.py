@@ -21,7 +21,7 @@ from router.events import Completed, Event, TextDelta
 from router.health import Health
 from router.provider import Target
 from router.routing.retrying import RetryBudget, remedy
-from router.splice import Splice, continuation_of
+from router.splice import Splice
 from router.trials import Budgets, Trials
 
 
@@ -108,6 +108,7 @@ class Dispatch:
                 last: Event | None = None
                 try:
                     while True:
+                        taken = 0 if splice is None else splice.taken
                         before, count = last, 0
                         for last in events:
                             kind = type(last)
@@ -126,7 +127,10 @@ class Dispatch:
                                 splice.see(last)
                             count += 1
                             yield last
-                        if last is not before:
+                        if splice is not None and joining and splice.taken > taken:
+                            # some of it may not be shown, as reasoning is not
+                            deadline.progress(splice.taken - taken)
+                        elif last is not before:
                             deadline.progress(count)
                         if opened.at_end or type(last) is Completed:
                             break
@@ -166,12 +170,11 @@ class Dispatch:
     async def _gone_on(self, call: Call, trials: Trials, failed: Opened, error: RouterError, splice: Splice) -> Opened:
         """The next target's continuation of the answer."""
         splice.leave(failed.attempt.usage)
-        text = splice.text
         return await trials.go_on(
             failed,
             error,
-            lambda candidate, keyed: continuation_of(keyed.provider, call.request, candidate.target, text),
-            len(text),
+            lambda candidate, keyed: splice.asked(keyed.provider, candidate.target),
+            len(splice.text),
         )
 
     def _budgets_of(self, way: Way) -> Budgets:

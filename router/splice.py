@@ -62,6 +62,7 @@ class Splice:
         "_early",
         "_held",
         "_held_slot",
+        "_in_words",
         "_left",
         "_names",
         "_next",
@@ -89,6 +90,8 @@ class Splice:
         """The slot that was opened last, if it is text."""
         self._left: list[Usage | None] = []
         self._names: list[str] = []
+        self._in_words = True
+        """Whether the vendor that goes on was only told to: then it may repeat a piece."""
         self._begin()
 
     def _begin(self) -> None:
@@ -161,6 +164,14 @@ class Splice:
         self.joining = True
         self._begin()
 
+    def asked(self, provider: Provider, target: Target) -> ChatRequest:
+        """The request by which `target` goes on, to be made after `leave`; of several such, the last is joined."""
+        text = self.text
+        request = continuation_of(provider, self._request, target, text)
+        last = request.messages[-1] if request.messages else None
+        self._in_words = isinstance(last, User) and last.content == INSTRUCTION
+        return request
+
     def total(self, usage: Usage | None) -> Usage | None:
         """The whole answer's usage, where the vendor that ended it has used `usage`.
 
@@ -198,7 +209,9 @@ class Splice:
 
         Left out are its `Started` (the client keeps the first id and model), its reasoning (it is billed, but comes
         before a text that the client has the beginning of), and what it says beside its text, such as citations, whose
-        places count from its own beginning. A repetition of the end of the text so far is cut off.
+        places count from its own beginning. Where it gives the text so far back, that is cut off, and so is a piece of
+        its end, if the vendor was told in words to go on: one that has the beginning as its own repeats a line because
+        the answer does.
         """
         for event in events:
             self.taken += 1
@@ -250,7 +263,8 @@ class Splice:
         if not self._deciding:
             return
         self._deciding = False
-        slot, rest = self._held_slot, self._held[_overlap(self._so_far, self._held) :]
+        overlap = _overlap(self._so_far, self._held, of_the_end=self._in_words)
+        slot, rest = self._held_slot, self._held[overlap:]
         self._held = ""
         if slot is not None and rest:
             yield TextDelta(0, self._place(slot, text=True), rest)
@@ -259,7 +273,9 @@ class Splice:
         """Whether what has come may be the beginning of a longer repetition: of the end of the text, or of all of it,
         which vendors send that give a prefix back."""
         held, text = self._held, self._so_far
-        return held in text[-LONGEST_OVERLAP:-1] or (len(held) < len(text) and text.startswith(held))
+        if len(held) < len(text) and text.startswith(held):
+            return True
+        return self._in_words and held in text[-LONGEST_OVERLAP:-1]
 
     def _place(self, slot: int, *, text: bool = False) -> int:
         """The client's slot for one of the vendor's. Its text runs on in the text that is open."""
@@ -276,10 +292,12 @@ class Splice:
         return place
 
 
-def _overlap(text: str, following: str) -> int:
-    """How many characters `following` repeats of the end of `text`, or of all of it, before it goes on."""
+def _overlap(text: str, following: str, *, of_the_end: bool) -> int:
+    """How many characters `following` repeats of all of `text`, or `of_the_end`, before it goes on."""
     if following.startswith(text) and _is_repetition(text):
         return len(text)
+    if not of_the_end:
+        return 0
     for length in range(min(len(text), len(following), LONGEST_OVERLAP), SHORTEST_OVERLAP - 1, -1):
         if text.endswith(following[:length]):
             return length if _is_repetition(following[:length]) else 0

@@ -241,6 +241,28 @@ def test_every_repetition_long_enough_is_cut_off(before: str, length: int) -> No
     assert continued(before, [*repeated, "; end"]) == before + "; end"
 
 
+@pytest.mark.parametrize(
+    ("provider", "after", "whole"),
+    [
+        ("prefilling", "- brown fox\n- cat", "- red fox\n- brown fox\n- brown fox\n- cat"),
+        ("plain", "- brown fox\n- cat", "- red fox\n- brown fox\n- cat"),
+        ("prefilling", "- red fox\n- brown fox\n- cat", "- red fox\n- brown fox\n- cat"),
+        ("plain", "- red fox\n- brown fox\n- cat", "- red fox\n- brown fox\n- cat"),
+    ],
+)
+def test_a_vendor_that_has_the_beginning_as_its_own_may_repeat_its_end_but_not_all(
+    provider: str, after: str, whole: str
+) -> None:
+    vendor: Any = Prefilling() if provider == "prefilling" else Plain()
+    splice = Splice(asked())
+    seen(splice, [Started("", "", 0), *text("- red fox\n- brown fox\n")])
+    splice.leave(None)
+    request = splice.asked(vendor, TARGET)
+    assert request == continuation_of(vendor, asked(), TARGET, "- red fox\n- brown fox\n")
+    seen(splice, [event for piece in answer(*text(*after)) for event in splice.join([piece])])
+    assert splice.text == whole
+
+
 def test_text_that_may_be_a_repetition_is_given_before_the_tool_call_that_follows_it() -> None:
     second = answer(TextDelta(0, 0, "brown fox"), ToolCallStarted(0, 1, "c", "look"))
     given = spliced([Started("", "", 0), *text("The quick brown fox jumps")], second)
