@@ -80,7 +80,8 @@ class Client:
 
     def _request(self, method: str, path: str, body: Any | None) -> http.client.HTTPResponse:
         connection = self._connection(self._host, self._port, timeout=600)
-        headers = {"content-type": "application/json"}
+        # one request a connection: nothing is left open
+        headers = {"content-type": "application/json", "connection": "close"}
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
         try:

@@ -1,11 +1,13 @@
 """`deltaway reload`: a running gateway takes up what its configuration's file says."""
 
 import json
+import sys
 from typing import Any
 
 import rich_click as click
 
-from router.commands.gateway import admin_key_option, asked, console, url_option
+from router.client import Client, GatewayError
+from router.commands.gateway import admin_key_option, console, url_option
 from router.commands.words import plain
 
 
@@ -15,7 +17,12 @@ from router.commands.words import plain
 @admin_key_option
 def reload(as_json: bool, url: str, key: str | None) -> None:
     """Have every process of the gateway read its file anew. Running calls end under what they began with."""
-    answer = asked(lambda client: client.call("POST", "/admin/config/reload"), url, key)
+    try:
+        answer = Client(url, key).call("POST", "/admin/config/reload")
+    except GatewayError as error:
+        # a line for each problem, as `deltaway check` has it
+        click.echo(str(error), err=True)
+        sys.exit(1)
     if as_json:
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
         return

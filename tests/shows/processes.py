@@ -75,6 +75,11 @@ class GatewayProcess:
         children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
         return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
+    def signal(self, number: signal.Signals) -> None:
+        """To the process that was started, not to its workers."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     async def stop(self) -> None:
         """SIGTERM, as an operator stops it."""
         assert self._process is not None
