@@ -250,8 +250,9 @@ def prices_of(gateway: Gateway) -> dict[str, str]:
     """What is known of the prices of the targets that routes lead to and providers list, by target."""
     config = gateway.current.config
     routed = [target for route in config.models.values() for target in route.leads_to()]
+    tried = [target for experiment in config.experiments.values() for target in experiment.leads_to()]
     listed = [Target(row.name, model) for row in config.providers.values() for model in row.models]
-    targets = dict.fromkeys([*routed, *listed])
+    targets = dict.fromkeys([*routed, *tried, *listed])
     coverage = gateway.current.pricing.coverage(targets, int(time.time() * 1000))
     return {str(each.target): each.words for each in coverage}
 

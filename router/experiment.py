@@ -155,6 +155,11 @@ class Experiment(Struct, frozen=True, kw_only=True):
     """Seconds between two looks of the guardrails."""
     adapt: Adapt | None = None
 
+    def leads_to(self) -> tuple[Target, ...]:
+        """Every target that it names, each once."""
+        named = [arm.target for arm in self.arms if arm.target is not None]
+        return tuple(dict.fromkeys([*named, *([] if self.shadow is None else [self.shadow.target])]))
+
     def arm(self, name: str) -> Arm | None:
         return next((arm for arm in self.arms if arm.name == name), None)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from router.experiment import Experiment
+from router.money import short_decimal
 from router.quantities import size, written
 from router.route import Route, RouteTarget
 from router.settings import Config, ProviderRow, Server, StoreUrl
@@ -79,7 +80,8 @@ def _experiment(experiment: Experiment) -> str:
         words.append(f"{experiment.holdout:g} % held out")
     if experiment.shadow is not None:
         shadow = experiment.shadow
-        words.append(f"shadow {shadow.target} {shadow.share:g} % up to {shadow.budget}")
+        most = f"{short_decimal(shadow.budget.nano)} {shadow.budget.currency}"
+        words.append(f"shadow {shadow.target} {shadow.share:g} % up to {most}")
     return "; ".join(words)
 
 

@@ -87,5 +87,5 @@ def test_the_report_says_how_a_route_chooses_and_what_it_does_when_a_target_fail
     )
     assert "  fast   a/x, a/y; the fastest first" in lines
     assert lines[lines.index("experiments") + 1] == (
-        "  trial  on mixed by user: control 90 %, other 10 %; 5 % held out; shadow a/z 2 % up to 3.000000000 USD"
+        "  trial  on mixed by user: control 90 %, other 10 %; 5 % held out; shadow a/z 2 % up to 3.00 USD"
     )
