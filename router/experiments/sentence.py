@@ -40,7 +40,8 @@ def _decided(metric: str, arm: str, control: str, comparison: Comparison, verdic
         return f"`{arm}` {verb}{number(abs(comparison.relative) * 100)} % {word}{after} than `{control}` ({inside})"
     if metric == "errors":
         often = "more" if (comparison.difference or 0) > 0 else "less"
-        return f"`{arm}` fails {often} often than `{control}`: {_values(comparison)} ({_range(comparison)})"
+        inside = _span(comparison.interval or Interval(0, 0), 100, " points", "less", "more")
+        return f"`{arm}` fails {often} often than `{control}`, {_values(comparison)} ({inside})"
     return f"{metric}: `{arm}` is {verdict} than `{control}`, {_values(comparison)} ({_range(comparison)})"
 
 

@@ -187,7 +187,7 @@ def compare(control: Sums, arm: Sums, metric: Metric, *, arms: int = 1, alpha: f
     of_control, of_arm = _variances(control, arm, metric.kind)
     error = math.sqrt(of_control + of_arm)
     share = alpha / arms
-    clock = _observations(control, arm, of_control + of_arm) / TUNED_TO * tuned(share)
+    clock = _observations(control, arm, of_control + of_arm, metric.kind) / TUNED_TO * tuned(share)
     reach = multiplier(clock, share)
     difference = arm.mean - control.mean
     interval = Interval(difference - reach * error, difference + reach * error)
@@ -241,6 +241,7 @@ def _lack(control: Sums, arm: Sums, kind: MetricKind) -> Lack | None:
             share = sums.n / both.n
             if min(max(sums.ones, share * both.ones), max(sums.zeros, share * both.zeros)) < LEAST_EVENTS:
                 return "events"
+        return None
     alike = control.residuals + arm.residuals == 0 or control.scatter + arm.scatter == 0
     return "spread" if alike else None
 
@@ -258,19 +259,25 @@ def _variances(control: Sums, arm: Sums, kind: MetricKind) -> tuple[float, float
 
 
 def _binary_variance(sums: Sums, clustering: float) -> float:
-    """No less than with one more of each value (after Agresti and Caffo, American Statistician 54, 2000).
+    """No less than of single observations with one more of each value (Agresti and Caffo, American Statistician 54,
+    2000). Else an arm where the rare thing has not happened yet would be known exactly."""
+    return max(sums.variance, clustering * _of_single(sums) / (sums.n + 2))
 
-    Else an arm where the rare thing has not happened yet would be known exactly.
-    """
+
+def _of_single(sums: Sums) -> float:
+    """The variance of single observations of a binary metric, with one more of each value."""
     share = (sums.y + 1) / (sums.n + 2)
-    return max(sums.variance, clustering * share * (1 - share) / (sums.n + 2))
+    return share * (1 - share)
 
 
-def _observations(control: Sums, arm: Sums, variance: float) -> float:
+def _observations(control: Sums, arm: Sums, variance: float, kind: MetricKind) -> float:
     """The clock: the variance of h(D - Δ), in independent observations."""
-    harmonic = control.n * arm.n / (control.n + arm.n)
-    single = (control.scatter + arm.scatter) / (control.n + arm.n - 2)
-    return harmonic * harmonic * variance / single
+    total = control.n + arm.n
+    if kind == "binary":
+        single = (control.n * _of_single(control) + arm.n * _of_single(arm)) / total
+    else:
+        single = (control.scatter + arm.scatter) / (total - 2)
+    return (control.n * arm.n / total) ** 2 * variance / single
 
 
 def _ratios(control: float, of_control: float, arm: float, of_arm: float, reach: float) -> Interval | None:
