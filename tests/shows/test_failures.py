@@ -146,9 +146,11 @@ async def play_all(directory: Path) -> dict[str, Played]:
 
 async def ask(url: str, model: str, streamed: bool, **more: Any) -> Seen:
     raw = await Raw.post(url, asking(model, streamed, **more))
-    await raw.head()
-    body = await raw.body()
-    raw.leave()
+    try:
+        await raw.head()
+        body = await raw.body()
+    finally:
+        raw.leave()
     if raw.headers["content-type"].startswith("text/event-stream"):
         return read_stream(raw, body.decode())
     seen, value = Seen(raw.status, raw.headers), json.loads(body)

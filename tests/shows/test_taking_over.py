@@ -34,6 +34,7 @@ from shows.test_failures import Made, Seen, ask, read_stream, receipt_of
 from shows.test_failures import made as attempts_of
 
 from router.app import create_app
+from support import raw as clients
 from support.raw import Raw
 from support.serving import asking, client, gateway, served
 from support.vendor import Exchange, Request, Script, delta, plays_hello, sse, usage_chunk, vendor
@@ -183,6 +184,13 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         async with served(create_app(gateway(text))) as url, client(url) as http:
             opened.url, opened.http = url, http
             yield opened
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def connections_are_closed() -> AsyncIterator[None]:
+    yield
+    while clients.opened:
+        clients.opened.pop().leave()
 
 
 def made(receipt: dict[str, Any]) -> list[Made]:
@@ -379,6 +387,7 @@ async def test_another_target_goes_on_with_an_answer_in_one_unbroken_stream(stag
     raw = await Raw.post(on.url, asking(on.name("going-on"), stream_options={"include_usage": True}))
     assert await raw.head() == 200
     body = (await raw.body()).decode()
+    raw.leave()
     seen = read_stream(raw, body)
     receipt = await receipt_of(on.http, seen)
     told = on.b.requests[0].json()["messages"]
@@ -422,14 +431,11 @@ async def test_a_tool_call_that_has_begun_is_not_gone_on_with(stage: Stage) -> N
         exchange.close()
 
     on = stage.scene(script)
-    raw = await Raw.post(on.url, asking(on.name("going-on")))
-    assert await raw.head() == 200
-    seen = read_stream(raw, (await raw.body()).decode())
-    receipt = await receipt_of(on.http, seen)
+    seen, receipt = await on.ask("going-on")
     assert not on.b.requests
     assert seen.error is not None
     assert (seen.error["code"], seen.error["request_id"]) == ("connection_lost", seen.headers["x-request-id"])
-    assert (seen.done, seen.finish) == (0, None)
+    assert (seen.status, seen.done, seen.finish) == (200, 0, None)
     assert made(receipt) == [("a", "first", "cut", "connection_lost", "estimated")]
     assert receipt["outcome"] == "cut"
 

@@ -60,6 +60,8 @@ class Raw:
         return b"".join(await self.chunks())
 
     def leave(self) -> None:
+        if self in opened:
+            opened.remove(self)
         self._writer.close()
 
     def pause(self) -> None:
