@@ -195,7 +195,7 @@ async def connections_are_closed() -> AsyncIterator[None]:
 
 def made(receipt: dict[str, Any]) -> list[Made]:
     """With the rows' letters alone."""
-    return [(provider.rstrip("0123456789"), *rest) for provider, *rest in attempts_of(receipt)]
+    return [(each[0].rstrip("0123456789"), *each[1:]) for each in attempts_of(receipt)]
 
 
 def says(text: str, then: Script | None = None) -> Script:
