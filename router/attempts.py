@@ -11,6 +11,7 @@ from router.adapters import Adapter, Keyed
 from router.call import Attempt, Call, Role, outcome_of
 from router.deadline import Deadline
 from router.errors import (
+    STALE,
     ClientGone,
     ProviderError,
     RateLimited,
@@ -120,13 +121,15 @@ class Attempts:
                 finally:
                     await self.settle(call, attempt, asked, decoder, error, keyed)
                 lessons += 1
-                if (
-                    not isinstance(error, ProviderError)
-                    or lessons > _MAX_LESSONS
-                    or not provider.learn(error, target, sent)
-                ):
+                if not isinstance(error, ProviderError) or lessons > _MAX_LESSONS:
                     raise
-                role, why = "lesson", error.code
+                if error.code == STALE:
+                    # the vendor has not heard of it: nothing has failed but an old connection
+                    role, why = "retry", error.code
+                elif provider.learn(error, target, sent):
+                    role, why = "lesson", error.code
+                else:
+                    raise
 
     def _begun(self, call: Call, candidate: Candidate, role: Role, why: str, keyed: Keyed, seam: int | None) -> Attempt:
         trip = call.trip
@@ -210,7 +213,7 @@ class Attempts:
 
     def _tell_health(self, attempt: Attempt, failure: BaseException | None, keyed: Keyed | None) -> None:
         target, ended = attempt.target, attempt.ended or attempt.started
-        error = failure if isinstance(failure, RouterError) else None
+        error = failure if isinstance(failure, RouterError) and failure.code != STALE else None
         if keyed is not None and keyed.id:
             if isinstance(error, VendorAuthFailed):
                 self._health.rest_key(target.provider, keyed.id, "invalid")

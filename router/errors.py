@@ -42,7 +42,7 @@ A class says everything about its error: HTTP status, `kind` for programs, wheth
 to log. Instances add the public message and details. Dialects render errors, they never switch on the class.
 """
 
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Final, Literal, TypeAlias
 
 Level: TypeAlias = Literal["info", "warning", "error"]
 Kind: TypeAlias = Literal[
@@ -290,6 +290,10 @@ class VendorOverloaded(ProviderError):
 
 class VendorFailed(ProviderError):
     retryable = True
+
+
+STALE: Final = "stale_connection"
+"""Code of an `Unreachable` whose request cannot have reached the vendor: a kept connection had died."""
 
 
 class Unreachable(ProviderError):

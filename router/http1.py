@@ -33,6 +33,10 @@ KEEPALIVE: Final = 30.0
 """Seconds an idle connection is kept: less than the minute that load balancers keep theirs."""
 
 
+class StaleConnection(ConnectionError):
+    """A kept connection had died before the request reached the server, which may go out once more."""
+
+
 class CannotConnect(OSError):
     """No connection came about: refused, no such host, no valid certificate, no route."""
 
@@ -295,25 +299,27 @@ class Http1:
         """Send the request and wait for the head of its answer.
 
         A server may close an idle connection at the very moment we use it. If a used one dies at once and without a
-        byte of an answer, the request cannot have been taken up (RFC 9112, section 9.3.1), and goes out once more on
-        another.
+        byte of an answer, the request cannot have been taken up (RFC 9112, section 9.3.1): `StaleConnection`. What was
+        idle beside it is as old, and closed; who sends once more does so on a new one.
         """
         origin = self._origin(request.url)
         head = _head(request, origin)
-        while True:
-            connection = self._take(origin) or await self._connect(origin, timeouts.connect)
-            self._busy.add(connection)
-            try:
-                connection.send(head, request.body)
-                await connection.wait_head()
-                return Response(self, origin, connection)
-            except ConnectionError:
-                self._drop(connection)
-                if not connection.untouched:
-                    raise
-            except BaseException:
-                self._drop(connection)
+        connection = self._take(origin) or await self._connect(origin, timeouts.connect)
+        self._busy.add(connection)
+        try:
+            connection.send(head, request.body)
+            await connection.wait_head()
+            return Response(self, origin, connection)
+        except ConnectionError as error:
+            self._drop(connection)
+            if not connection.untouched:
                 raise
+            for idle in self._idle.pop(origin, ()):
+                idle.close()
+            raise StaleConnection("the server closed a kept connection when it was used again") from error
+        except BaseException:
+            self._drop(connection)
+            raise
 
     async def aclose(self) -> None:
         for connection in [*self._busy, *(c for idle in self._idle.values() for c in idle)]:

@@ -19,7 +19,7 @@ from httpx_aiohttp import AiohttpTransport
 from httpx_aiohttp.transport import AiohttpResponseStream
 
 from router import http1
-from router.errors import Overloaded, ProtocolViolated, ProviderError, RouterError, TimedOut, Unreachable
+from router.errors import STALE, Overloaded, ProtocolViolated, ProviderError, RouterError, TimedOut, Unreachable
 from router.provider import HttpHead, HttpRequest, InProcess
 from router.route import Timeouts
 from router.settings import Transport
@@ -323,7 +323,7 @@ async def read_error_body(stream: VendorStream) -> bytes:
 
 # -- the seam of errors --------------------------------------------------------------------------------------------
 
-Cause: TypeAlias = Literal["connect_timeout", "timeout", "unreachable", "lost", "protocol", "setup"]
+Cause: TypeAlias = Literal["connect_timeout", "timeout", "unreachable", "stale", "lost", "protocol", "setup"]
 
 CAUSES: Final[Mapping[type[Exception], Cause]] = {
     httpx.ConnectTimeout: "connect_timeout",
@@ -354,6 +354,7 @@ CAUSES: Final[Mapping[type[Exception], Cause]] = {
     http1.CannotConnect: "unreachable",
     http1.ConnectTimeout: "connect_timeout",
     http1.NotHttp: "protocol",
+    http1.StaleConnection: "stale",
     # what the aiohttp transport lets through unmapped
     aiohttp.ClientError: "lost",
     aiohttp.InvalidURL: "setup",
@@ -381,6 +382,8 @@ def mapped_error(error: BaseException, provider: str, *, reading: bool = False) 
         return ProtocolViolated(f"provider `{provider}` broke HTTP: {reason}")
     if cause == "setup":
         return Unreachable(f"the request to provider `{provider}` cannot be sent: {reason}; check its `base_url`")
+    if cause == "stale":
+        return Unreachable(f"provider `{provider}`: {reason}", code=STALE)
     if cause == "lost" or reading:
         return Unreachable(f"the connection to provider `{provider}` broke: {reason}", code="connection_lost")
     return Unreachable(f"provider `{provider}` cannot be reached: {reason}")

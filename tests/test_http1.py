@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from router.http1 import HIGH_WATER, CannotConnect, ConnectTimeout, Http1, NotHttp, parse_origin
+from router.http1 import HIGH_WATER, CannotConnect, ConnectTimeout, Http1, NotHttp, StaleConnection, parse_origin
 from router.provider import HttpRequest
 from router.route import Timeouts
 
@@ -264,7 +264,9 @@ async def test_a_connection_closed_while_idle_is_replaced_unseen(http: Http1) ->
             await asyncio.sleep(0.02)
 
 
-async def test_a_request_on_a_used_connection_that_dies_without_a_byte_goes_out_once_more(http: Http1) -> None:
+async def test_a_used_connection_that_dies_without_a_byte_is_told_apart_and_the_next_request_has_a_new_one(
+    http: Http1,
+) -> None:
     first = True
 
     async def answers(peer: Peer) -> None:
@@ -279,8 +281,10 @@ async def test_a_request_on_a_used_connection_that_dies_without_a_byte_goes_out_
         await peer.say(HELLO)
 
     async with server(answers) as listening:
-        for _ in range(2):
-            assert await fetched(http, listening.url) == (200, b"hello")
+        assert await fetched(http, listening.url) == (200, b"hello")
+        with pytest.raises(StaleConnection):
+            await fetched(http, listening.url)
+        assert await fetched(http, listening.url) == (200, b"hello")
         assert listening.accepted == 2
 
 

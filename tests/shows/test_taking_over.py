@@ -323,7 +323,6 @@ async def test_a_route_goes_elsewhere_when_all_keys_are_bad_and_straight_there_t
 # -- an old connection -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="the transport sends a request that dies with a kept connection once more, unrecorded")
 async def test_a_request_that_dies_with_a_kept_connection_is_an_attempt_of_its_own(stage: Stage) -> None:
     on = stage.scene(one_after_the_other(plays_hello, resets, plays_hello))
     await on.ask("a/m")
