@@ -374,7 +374,9 @@ async def test_in_memory_each_process_goes_by_what_it_sees(tmp_path: Path, store
 
 
 @pytest.mark.parametrize("shared", ["auto", pytest.param("redis", marks=pytest.mark.needs("redis"))])
-async def test_processes_that_share_state_know_soon_without_being_asked(tmp_path: Path, store: Store, shared: str) -> None:
+async def test_processes_that_share_state_know_soon_without_being_asked(
+    tmp_path: Path, store: Store, shared: str
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if shared == "redis":
             shared = (await stack.enter_async_context(redis_server(tmp_path / "redis"))).url
