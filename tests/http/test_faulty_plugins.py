@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 import structlog
 
@@ -114,7 +113,7 @@ class Served:
 
     async def settled(self) -> None:
         async with asyncio.timeout(3):
-            while len(self.gate.running) or self.gate.adapters["v"].upstream.open:
+            while len(self.gate.running) or self.gate.current.adapters["v"].upstream.open:
                 await asyncio.sleep(0.01)
 
 
@@ -125,8 +124,8 @@ async def served_with(plugin: Any, heartbeat: str = "50ms", outer: Sequence[Any]
         gate = gateway(config_for(played.url, server=f"{{heartbeat: {heartbeat}}}"))
         structlog.reset_defaults()
         configure(log, pretty=False)
-        layers = compose([*outer, *gate.plugins, plugin], gate.layers)
-        gate = msgspec.structs.replace(gate, layers=layers)
+        generation = gate.current
+        generation.layers = compose([*outer, *generation.plugins, plugin], generation.layers)
         try:
             async with served(create_app(gate)) as url, client(url, key=SECRETS[0]) as http:
                 yield Served(gate, http, played, log)

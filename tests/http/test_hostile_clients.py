@@ -178,5 +178,5 @@ async def test_a_client_that_never_reads_loses_the_vendor_when_the_total_has_pas
             await raw.head()
             raw.pause()
             await played.settled(3)
-            assert gate.adapters["v"].upstream.open == 0  # type: ignore[attr-defined]
+            assert gate.current.adapters["v"].upstream.open == 0  # type: ignore[attr-defined]
             raw.leave()

@@ -68,7 +68,7 @@ async def test_200_clients_that_leave_at_random_moments_leave_nothing_behind(tra
     config = config_for("URL", more=f", transport: {transport}")
     async with vendor(dawdles) as played:
         gate = gateway(config.replace("URL", played.url))
-        upstream = gate.adapters["v"].upstream
+        upstream = gate.current.adapters["v"].upstream
         async with served(create_app(gate)) as url:
             await asyncio.gather(*(leaves(url, number) for number in range(20)))
             await asyncio.sleep(1.3)
