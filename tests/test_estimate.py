@@ -183,7 +183,7 @@ async def test_an_answer_that_the_client_leaves_counts_what_came(counter: TokenC
 
 async def test_cancellation_while_the_vendor_is_silent_counts_the_prompt(counter: TokenCounter) -> None:
     dispatch, books = dispatched((), None, Estimator(counter))
-    listed: Any = dispatch._adapters["openai"].upstream
+    listed: Any = dispatch._attempts._adapters["openai"].upstream
 
     async def silent() -> bytes:
         await asyncio.sleep(3600)
@@ -232,7 +232,7 @@ async def test_closing_waits_for_no_vocabulary_and_no_long_text(counter: TokenCo
 
 async def test_a_vendor_that_refuses_costs_nothing() -> None:
     dispatch, books = dispatched((), RateLimited("slow"), Estimator(NoCounter()))
-    listed: Any = dispatch._adapters["openai"].upstream
+    listed: Any = dispatch._attempts._adapters["openai"].upstream
     listed._read = True
     with pytest.raises(RateLimited):
         await collected(dispatch.stream(a_call()))
