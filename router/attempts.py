@@ -225,7 +225,7 @@ class Attempts:
                 error = None
         answered = attempt.first_delta is not None
         first = None if attempt.first_delta is None else attempt.first_delta - attempt.started
-        self._health.end(Ended(target, error, answered, first, ended - attempt.started))
+        self._health.end(Ended(target, error, answered, first, ended - attempt.started, failure is None))
 
 
 async def _committed(

@@ -6,7 +6,7 @@ call share its `Trip`, the record that grows as the call goes on.
 
 import time
 from asyncio import CancelledError
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
@@ -172,6 +172,8 @@ class Trip(Struct):
     """How the candidates were put in order, in words."""
     assigned: Assigned | None = None
     """What an experiment has decided about it."""
+    before_more: list[Callable[[Target], Awaitable[None]]] = []
+    """Asked before any attempt after the first one: they may refuse it by raising a `RouterError`."""
     answering: Attempt | None = None
     """Whose answer the client gets; None until one has begun."""
     recorded: bool = False

@@ -39,9 +39,11 @@ class Ended(Struct, frozen=True):
     answered: bool
     """Whether a delta came."""
     first_token: float | None
-    """Seconds."""
+    """Seconds; None also where the vendor was not asked to stream."""
     duration: float
-    """Seconds."""
+    """Seconds that were waited for the vendor: what a slow client took is not in it."""
+    complete: bool = True
+    """Whether it ended by itself, and not because the client left or we gave it up."""
 
 
 class Health(Protocol):
