@@ -1,7 +1,7 @@
 """One configured provider, ready to be called: its protocol once for each of its keys, and what carries the bytes."""
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 
@@ -39,17 +39,21 @@ class Adapter:
 
     def next_key(self, health: Health) -> Keyed:
         """The key whose turn it is; when all rest, the one that is free the soonest."""
+        return self._turned(health, ()) or min(self.keyed, key=lambda each: health.key_free_at(self.name, each.id) or 0)
+
+    def other_key(self, health: Health, used: Collection[str]) -> Keyed | None:
+        """A key that may be used and was not; None when there is none."""
+        return self._turned(health, used)
+
+    def _turned(self, health: Health, used: Collection[str]) -> Keyed | None:
         keyed = self.keyed
-        if len(keyed) == 1:
+        if len(keyed) == 1 and not used:
             return keyed[0]
-        free = [each for each in keyed if health.key_free_at(self.name, each.id) is None]
+        free = [each for each in keyed if each.id not in used and health.key_free_at(self.name, each.id) is None]
         if not free:
-            return min(keyed, key=lambda each: health.key_free_at(self.name, each.id) or 0.0)
+            return None
         self._turn += 1
         return free[self._turn % len(free)]
-
-    def has_free_key(self, health: Health) -> bool:
-        return any(health.key_free_at(self.name, each.id) is None for each in self.keyed)
 
     def free_at(self, health: Health) -> float | None:
         """When one of the keys may be used; None: now."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -36,11 +36,16 @@ _KEY_PAUSE: Final = 5.0
 """Seconds that a limited key rests whose vendor does not say for how long."""
 
 
+class Refused(Exception):
+    """Another attempt was not allowed, for the reason that is its cause. Nobody was asked."""
+
+
 class Opened(Struct):
     """An attempt that the vendor has begun to answer."""
 
     attempt: Attempt
     candidate: Candidate
+    keyed: Keyed
     request: ChatRequest
     """What the vendor was asked."""
     sent: HttpRequest
@@ -76,27 +81,36 @@ class Attempts:
         self,
         call: Call,
         candidate: Candidate,
+        keyed: Keyed,
+        asked: ChatRequest,
         role: Role,
         why: str,
         *,
-        request: Callable[[Candidate, Keyed], ChatRequest] | None = None,
         seam: int | None = None,
     ) -> Opened:
-        """Ask the target; again, if its adapter learns something from the refusal. `request`: what to ask of it, where
-        that is not what the call says. `seam`: of a continuation.
+        """Ask the target for `asked`; again, if its adapter learns something from the refusal. `seam`: of a
+        continuation.
 
-        Raises `RouterError`, when the attempt is settled; `InvalidRequest` before anything is sent.
+        Raises `RouterError`, when the attempt is settled; `InvalidRequest` before anything is sent, and `Refused` where
+        it would not be the call's first and is not allowed.
         """
         adapter, target = self.adapter(candidate), candidate.target
-        keyed = adapter.next_key(self._health)
-        provider, asked = keyed.provider, call.request if request is None else request(candidate, keyed)
+        provider = keyed.provider
         spent = time.monotonic() - call.trip.started
         total_at = asyncio.get_running_loop().time() + candidate.timeouts.total - spent
+        failed: RouterError | None = None
         lessons = 0
         while True:
             sent = provider.encode(asked, target)
+            try:
+                await self._allowed(call, candidate)
+            except Refused:
+                if failed is not None:
+                    raise failed from None
+                raise
             deadline = Deadline(candidate.timeouts, total_at, f"`{target}`", call.trip)
             attempt = self._begun(call, candidate, role, why, keyed, seam)
+            attempt.streamed = sent.streamed
             response: VendorStream | None = None
             decoder: Decoder | None = None
             try:
@@ -112,7 +126,7 @@ class Attempts:
                     raise provider.error(HttpError(head.status, head.headers, body), target)
                 decoder = provider.decoder(asked, target, sent, head)
                 early, rest, at_end = await _committed(attempt, response, decoder, deadline)
-                return Opened(attempt, candidate, asked, sent, response, decoder, deadline, early, rest, at_end)
+                return Opened(attempt, candidate, keyed, asked, sent, response, decoder, deadline, early, rest, at_end)
             except BaseException as error:
                 deadline.close()
                 try:
@@ -130,6 +144,17 @@ class Attempts:
                     role, why = "lesson", error.code
                 else:
                     raise
+                failed = error
+
+    async def _allowed(self, call: Call, candidate: Candidate) -> None:
+        """Raises `Refused`."""
+        trip = call.trip
+        if trip.attempts and trip.before_more:
+            for allow in trip.before_more:
+                try:
+                    await allow(candidate.target)
+                except RouterError as error:
+                    raise Refused from error
 
     def _begun(self, call: Call, candidate: Candidate, role: Role, why: str, keyed: Keyed, seam: int | None) -> Attempt:
         trip = call.trip
@@ -160,7 +185,7 @@ class Attempts:
                 # first of all: a vendor that is still writing bills it
                 await response.aclose()
         finally:
-            await self.settle(call, opened.attempt, opened.request, opened.decoder, failure)
+            await self.settle(call, opened.attempt, opened.request, opened.decoder, failure, opened.keyed)
 
     async def count(self, opened: Opened) -> None:
         """The answer is complete: its tokens, the vendor's own or our estimate."""
@@ -177,9 +202,9 @@ class Attempts:
         request: ChatRequest,
         decoder: Decoder | None,
         failure: BaseException | None,
-        keyed: Keyed | None = None,
+        keyed: Keyed,
     ) -> None:
-        """Write down how an attempt ended, and what it used. `keyed`: of one that did not begin to answer."""
+        """Write down how an attempt ended, and what it used."""
         trip = call.trip
         attempt.ended = time.monotonic()
         attempt.outcome = outcome_of(failure, trip, attempt)
@@ -211,10 +236,10 @@ class Attempts:
         if cancelled is not None:
             raise cancelled
 
-    def _tell_health(self, attempt: Attempt, failure: BaseException | None, keyed: Keyed | None) -> None:
+    def _tell_health(self, attempt: Attempt, failure: BaseException | None, keyed: Keyed) -> None:
         target, ended = attempt.target, attempt.ended or attempt.started
         error = failure if isinstance(failure, RouterError) and failure.code != STALE else None
-        if keyed is not None and keyed.id:
+        if keyed.id:
             if isinstance(error, VendorAuthFailed):
                 self._health.rest_key(target.provider, keyed.id, "invalid")
             elif isinstance(error, VendorQuotaExhausted):
@@ -223,9 +248,14 @@ class Attempts:
                 # the others may still be good: it is this key that is limited, not the target
                 self._health.rest_key(target.provider, keyed.id, None, error.retry_after or _KEY_PAUSE)
                 error = None
-        answered = attempt.first_delta is not None
-        first = None if attempt.first_delta is None else attempt.first_delta - attempt.started
-        self._health.end(Ended(target, error, answered, first, ended - attempt.started, failure is None))
+        first, duration = None, ended - attempt.started
+        if attempt.first_delta is not None:
+            began = attempt.first_delta - attempt.started
+            # a whole answer comes at once, however long it is
+            first = began if attempt.streamed else None
+            duration = began + attempt.waited
+        answered, complete = attempt.first_delta is not None, failure is None or error is not None
+        self._health.end(Ended(target, error, answered, first, duration, complete))
 
 
 async def _committed(

@@ -112,6 +112,10 @@ class Attempt(Struct, kw_only=True):
     """What the vendor has written so far."""
     sent: bool = False
     """Whether the vendor may have heard of it."""
+    streamed: bool = False
+    """Whether the vendor was asked to stream."""
+    waited: float = 0.0
+    """Seconds that were waited for the vendor once it had begun to answer."""
     longest_gap: float = 0.0
     """The longest wait between two reads that brought something, in seconds."""
     service_tier: str | None = None
@@ -232,7 +236,7 @@ class Call(Struct, frozen=True, kw_only=True):
     conversation: str | None = None
     """The id that the client gave it: `x-deltaway-conversation`."""
     regions: tuple[str, ...] = ()
-    """Where it may be answered, when not empty: `x-deltaway-region`, or the tag `region`."""
+    """Where it may be answered, when not empty: `x-deltaway-region`, or the tag `region` of a header or of the key."""
     forced: dict[str, str] = {}
     """Experiment → the arm that an admin wants for a test: `x-deltaway-experiment`."""
     origin: str = ""
@@ -248,7 +252,7 @@ class Call(Struct, frozen=True, kw_only=True):
         if principal.tags:
             tags = {**tags, **principal.tags}
             if "region" in principal.tags:
-                regions = regions_in(principal.tags["region"])
+                regions = regions_in(principal.tags["region"]) or regions
         return msgspec.structs.replace(self, principal=principal, user=user, tags=tags, regions=regions)
 
 

@@ -31,6 +31,12 @@ class Way(Struct, frozen=True):
     hedge: Hedge | None = None
     continuation: bool = False
 
+    @property
+    def streams(self) -> bool:
+        """Whether vendors are asked to stream whatever the client wants: to see who begins first, how soon a target
+        begins, and what there is of an answer whose vendor dies."""
+        return self.continuation or self.hedge is not None or self.balance == "latency"
+
 
 class Listed(Struct, frozen=True):
     """One name for `GET /v1/models`. `missing` are the variables whose absence makes it unavailable."""
@@ -131,7 +137,7 @@ class Catalog:
             target,
             base if route is None else overlay(base, route.timeouts),
             each.weight,
-            each.region,
+            self._providers[target.provider].region if each.region is None else each.region,
             each.max_parallel,
             each.when,
             can,

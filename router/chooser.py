@@ -16,7 +16,7 @@ from router.health import Health, Standing
 from router.pricing import Pricing
 from router.provider import Target
 from router.route import FallbackClass
-from router.routing.balance import choose
+from router.routing.balance import choose, resting_words, rests
 from router.routing.candidates import Candidate, Choice, Needs
 from router.routing.expected_cost import expected_cost
 from router.routing.needs import lacks, needs_of, wants_tokens
@@ -57,6 +57,9 @@ class Chooser:
         left out. Raises `InvalidRequest`, `Overloaded` or `PriceUnknown` when there is none."""
         if not way.is_route:
             # asked for by name: nobody else could answer
+            if call.regions and (elsewhere := lacks(way.candidates[0], Needs(regions=call.regions))) is not None:
+                call.trip.skipped = (Skipped(way.candidates[0].target, elsewhere),)
+                raise _bound(way, elsewhere)
             self._check_prices(call, way.candidates)
             return list(way.candidates)
         trip = call.trip
@@ -77,8 +80,9 @@ class Chooser:
             trip.skipped = tuple(each for each in choice.skipped if each.target != arm)
             if first is None:
                 trip.skipped += (Skipped(arm, "its provider is not available"),)
-            elif (lacking := lacks(first, needs)) is not None:
-                trip.skipped += (Skipped(arm, lacking),)
+            elif (hindrance := lacks(first, needs) or self.hindrance(first)) is not None:
+                # others answer in its place: what counts in the report is what the call was assigned to
+                trip.skipped += (Skipped(arm, hindrance),)
             else:
                 candidates.insert(0, first)
                 trip.choice = f"the arm of an experiment; then {choice.why}" if choice.why else "an experiment's arm"
@@ -89,7 +93,18 @@ class Chooser:
     def fallback(self, call: Call, way: Way, kind: FallbackClass) -> Sequence[Candidate]:
         """The candidates for calls that the others of the route cannot serve for this reason, the best first. What a
         call may not do at first, it may not do then."""
-        return self._choice(call, way, way.fallback.get(kind, ()), self._needs(call, way)).candidates
+        choice = self._choice(call, way, way.fallback.get(kind, ()), self._needs(call, way))
+        try:
+            return self._check_prices(call, choice.candidates)
+        except PriceUnknown:
+            return ()
+
+    def hindrance(self, candidate: Candidate) -> str | None:
+        """Why it should not be tried at this moment, in words: it rests, or is full. None: it may be tried."""
+        stands, now = self._standing(candidate.target), self._clock()
+        if candidate.max_parallel is not None and stands.running >= candidate.max_parallel:
+            return f"full: {stands.running} of {candidate.max_parallel} calls at once"
+        return resting_words(stands, now) if rests(stands, now) else None
 
     def _choice(self, call: Call, way: Way, candidates: Iterable[Candidate], needs: Needs) -> Choice:
         at = call.trip.created_at
@@ -153,6 +168,15 @@ class Chooser:
         if (hears or speaks) and pricing.ceiling(target, 1, 1, at, audio_in=hears, audio_out=speaks) is None:
             return f"audio at `{target}`"
         return None
+
+
+def _bound(way: Way, elsewhere: str) -> InvalidRequest:
+    provider = way.candidates[0].target.provider
+    return InvalidRequest(
+        f"`{way.name}` is {elsewhere}, to which this call is bound: ask for a model that is there, or, if this one is, "
+        f"write `providers.{provider}.region`",
+        code="no_target",
+    )
 
 
 def _nobody(way: Way, choice: Choice, needs: Needs) -> RouterError:

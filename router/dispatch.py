@@ -8,18 +8,21 @@ or, on a route with `continuation`, the next target's going on with the answer (
 import random
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from itertools import chain
 from typing import Protocol
+
+import msgspec
 
 from router.attempts import Attempts, Opened, note, noted
 from router.call import Call, Events
 from router.catalog import Catalog, Way
 from router.chooser import Chooser
-from router.errors import ProviderError, RouterError, StreamCut, TimedOut
+from router.errors import ProviderError, RouterError, StreamCut
 from router.events import Completed, Event, TextDelta
 from router.health import Health
+from router.messages import ChatRequest
 from router.provider import Target
+from router.route import Retry
 from router.routing.retrying import RetryBudget, remedy
 from router.splice import Splice
 from router.trials import Budgets, Trials
@@ -62,7 +65,8 @@ class Dispatch:
         self._answered = answered
         self._draw = draw or random.Random()
         self._budgets: dict[str, Budgets] = {}
-        self._by_name = Budgets(RetryBudget(0.0, 0.0))
+        by_name = Retry()
+        self._by_name = Budgets(RetryBudget(by_name.budget, by_name.reserve))
 
     async def stream(self, call: Call) -> Events:
         """The events of the call's answer. Raises `RouterError` where the vendor, or the way to it, fails."""
@@ -74,17 +78,19 @@ class Dispatch:
         way = self._catalog.resolve(call.request.model)
         candidates = self._chooser.candidates(call, way, arm)
         trip.candidates = tuple(each.target for each in candidates)
+        wanted = _streamed(call.request) if way.streams else call.request
         trials = Trials(
             call,
             way,
             candidates,
-            partial(self._chooser.fallback, call, way),
+            wanted,
+            self._chooser,
             self._attempts,
             self._budgets_of(way),
             self._health,
             self._draw,
         )
-        splice = Splice(call.request) if way.continuation else None
+        splice = Splice(wanted) if way.continuation else None
         try:
             opened = await trials.begin()
             trip.first_delta = opened.attempt.first_delta
@@ -134,6 +140,7 @@ class Dispatch:
                             deadline.progress(count)
                         if opened.at_end or type(last) is Completed:
                             break
+                        asked_at = time.monotonic()
                         data = await deadline.wait(response.read())
                         opened.at_end = not data
                         events = decoder.feed(data) if data else decoder.finish()
@@ -141,6 +148,7 @@ class Dispatch:
                             events = splice.join(noted(attempt, events))
                         if data:
                             arrived = time.monotonic()
+                            attempt.waited += arrived - asked_at
                             attempt.longest_gap = max(attempt.longest_gap, arrived - previous)
                             previous = arrived
                     if type(last) is not Completed:
@@ -148,7 +156,10 @@ class Dispatch:
                     complete = True
                 except ProviderError as error:
                     ended = failure = error
-                    if splice is None or not _may_go_on(error, splice):
+                    if splice is None or not _may_go_on(error):
+                        raise
+                    if (refusal := splice.refusal()) is not None:
+                        trip.choice += f"; not gone on with: {refusal}"
                         raise
                 except BaseException as error:
                     failure = error
@@ -190,8 +201,10 @@ class Dispatch:
         return found
 
 
-def _may_go_on(error: ProviderError, splice: Splice) -> bool:
+def _may_go_on(error: ProviderError) -> bool:
     """Whether another target may go on where this one has failed."""
-    if isinstance(error, TimedOut) and error.code == "total_timeout":
-        return False
-    return remedy(error) != "none" and splice.refusal() is None
+    return remedy(error) != "none" and error.code != "total_timeout"
+
+
+def _streamed(request: ChatRequest) -> ChatRequest:
+    return request if request.stream else msgspec.structs.replace(request, stream=True)

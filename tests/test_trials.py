@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from router.adapters import Adapter, Keyed
-from router.attempts import Opened
+from router.attempts import Opened, Refused
 from router.call import Attempt, Call, Role
 from router.catalog import Way
 from router.errors import (
@@ -23,9 +23,10 @@ from router.errors import (
     VendorFailed,
     VendorOverloaded,
 )
+from router.messages import ChatRequest
 from router.provider import Target
 from router.quantities import Duration, Timeout
-from router.route import Can, HealthRules, Hedge, Retry, Timeouts
+from router.route import Can, FallbackClass, HealthRules, Hedge, Retry, Timeouts
 from router.routing.candidates import Candidate
 from router.routing.health_book import HealthBook
 from router.routing.retrying import RetryBudget
@@ -43,7 +44,7 @@ class Vendors:
     def __init__(self, health: HealthBook, keys: int = 1, **scripts: Sequence[RouterError | float]) -> None:
         self.scripts = {name: list(script) for name, script in scripts.items()}
         self.tried: list[tuple[str, Role]] = []
-        self.waited: list[float] = []
+        self.keys: list[str] = []
         self.closed: list[str] = []
         self.cancelled: list[str] = []
         self._health = health
@@ -56,16 +57,24 @@ class Vendors:
         return self._adapter
 
     async def open(
-        self, call: Call, candidate: Candidate, role: Role, why: str, *, request: Any = None, seam: int | None = None
+        self,
+        call: Call,
+        candidate: Candidate,
+        keyed: Keyed,
+        asked: ChatRequest,
+        role: Role,
+        why: str,
+        *,
+        seam: int | None = None,
     ) -> Opened:
         name = candidate.target.provider
         self.tried.append((name, role))
-        keyed = self._adapter.next_key(self._health)
+        self.keys.append(keyed.id)
         attempt = Attempt(n=len(self.tried), target=candidate.target, started=0.0, created_at=0, role=role, why=why)
         call.trip.attempts.append(attempt)
         step = self.scripts[name].pop(0)
         if isinstance(step, RouterError):
-            if isinstance(step, VendorAuthFailed | RateLimited):
+            if isinstance(step, VendorAuthFailed):
                 self._health.rest_key("a", keyed.id, "invalid")
             raise step
         try:
@@ -92,6 +101,7 @@ async def begun(
     way: Way | None = None,
     keys: int = 1,
     reserve: float = 100,
+    hindered: dict[str, str] | None = None,
     **scripts: Sequence[RouterError | float],
 ) -> tuple[Vendors, Any, Trials]:
     """The vendors, who answered or the error that was raised, and the trials."""
@@ -99,9 +109,8 @@ async def begun(
     vendors: Any = Vendors(health, keys, **scripts)
     way = way or a_way(candidates)
     budgets = Budgets(RetryBudget(0, reserve), None if way.hedge is None else RetryBudget(way.hedge.share, 0, 1))
-    trials = Trials(
-        a_call(), way, candidates, lambda kind: way.fallback.get(kind, ()), vendors, budgets, health, random.Random(1)
-    )
+    call, places = a_call(), Anywhere(way, **(hindered or {}))
+    trials = Trials(call, way, candidates, call.request, places, vendors, budgets, health, random.Random(1))
     try:
         opened: Any = await trials.begin()
         outcome: Any = opened.attempt.target.provider
@@ -111,8 +120,23 @@ async def begun(
     return vendors, outcome, trials
 
 
-def nowhere(kind: object) -> tuple[Candidate, ...]:
-    return ()
+class Anywhere:
+    """No target rests or is full, but for those that are said to."""
+
+    def __init__(self, way: Way, **hindered: str) -> None:
+        self._way = way
+        self.hindered = hindered
+
+    def fallback(self, call: Call, way: Way, kind: FallbackClass) -> Sequence[Candidate]:
+        return self._way.fallback.get(kind, ())
+
+    def hindrance(self, candidate: Candidate) -> str | None:
+        return self.hindered.get(candidate.target.provider)
+
+
+def asking(way: Way) -> tuple[Call, Way, Sequence[Candidate], ChatRequest, Anywhere]:
+    call = a_call()
+    return call, way, way.candidates, call.request, Anywhere(way)
 
 
 A, B, C = a_candidate("a"), a_candidate("b"), a_candidate("c")
@@ -256,7 +280,7 @@ async def test_without_a_budget_nobody_is_hedged() -> None:
     vendors: Any = Vendors(health, a=[0.1], b=[0.0])
     way = a_way([A, B], hedge=HEDGE)
     budgets = Budgets(RetryBudget(0, 100), RetryBudget(0, 0))
-    trials = Trials(a_call(), way, [A, B], nowhere, vendors, budgets, health, random.Random(1))
+    trials = Trials(*asking(way), vendors, budgets, health, random.Random(1))
     opened: Any = await trials.begin()
     assert opened.name == "a"
     assert vendors.tried == [("a", "first")]
@@ -268,25 +292,18 @@ async def test_two_that_begin_in_the_same_moment_leave_one_answer_and_the_other_
     vendors: Any = Vendors(health, a=[0.0], b=[0.0])
     play = vendors.open
 
-    async def together(call: Call, candidate: Candidate, role: Role, why: str, **more: Any) -> Opened:
+    async def together(
+        call: Call, candidate: Candidate, keyed: Keyed, asked: ChatRequest, role: Role, why: str
+    ) -> Opened:
         if role == "hedge":
             begin.set()
         await begin.wait()
-        opened: Opened = await play(call, candidate, role, why, **more)
+        opened: Opened = await play(call, candidate, keyed, asked, role, why)
         return opened
 
     vendors.open = together
     way = a_way([A, B], hedge=HEDGE)
-    trials = Trials(
-        a_call(),
-        way,
-        [A, B],
-        nowhere,
-        vendors,
-        Budgets(RetryBudget(0, 9), RetryBudget(1, 0, 1)),
-        health,
-        random.Random(1),
-    )
+    trials = Trials(*asking(way), vendors, Budgets(RetryBudget(0, 9), RetryBudget(1, 0, 1)), health, random.Random(1))
     opened: Any = await trials.begin()
     await trials.close()
     assert [opened.name, *vendors.closed, *vendors.cancelled] in (["a", "b"], ["b", "a"])
@@ -297,7 +314,7 @@ async def test_a_call_that_is_cancelled_leaves_no_attempt_running() -> None:
     vendors: Any = Vendors(health, a=[30.0], b=[30.0])
     way = a_way([A, B], hedge=HEDGE)
     budgets = Budgets(RetryBudget(0, 9), RetryBudget(1, 0, 1))
-    trials = Trials(a_call(), way, [A, B], nowhere, vendors, budgets, health, random.Random(1))
+    trials = Trials(*asking(way), vendors, budgets, health, random.Random(1))
     task = asyncio.create_task(trials.begin())
     async with asyncio.timeout(5):
         while len(vendors.tried) < 2:
@@ -306,3 +323,109 @@ async def test_a_call_that_is_cancelled_leaves_no_attempt_running() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert sorted(vendors.cancelled) == ["a", "b"]
+
+
+async def test_each_key_is_tried_once_a_turn_however_soon_it_is_said_to_be_free() -> None:
+    way = a_way([A], Retry(attempts=1))
+    limited = [RateLimited("in a moment", retry_after=0.001) for _ in range(10)]
+    vendors, error, _ = await begun([A], way, keys=3, a=limited)
+    assert isinstance(error, RateLimited)
+    assert sorted(vendors.keys) == ["key0", "key1", "key2"]
+
+
+async def test_limited_keys_are_no_free_tries() -> None:
+    way = a_way([A], Retry(attempts=1))
+    vendors, error, _ = await begun([A], way, keys=3, reserve=0, a=[RateLimited("x")] * 3)
+    assert isinstance(error, RateLimited)
+    assert len(vendors.tried) == 1
+
+
+async def test_a_target_that_rests_or_is_full_by_now_is_passed_over_and_the_trip_says_so() -> None:
+    vendors, who, trials = await begun([A, B, C], hindered={"b": "full"}, a=[VendorFailed("x")], c=[0.0])
+    assert who == "c"
+    assert [(each.target.provider, each.why) for each in trials._call.trip.skipped] == [("b", "full")]
+    way = a_way([A, B, C], hedge=HEDGE)
+    vendors, who, _ = await begun([A, B, C], way, hindered={"b": "resting"}, a=[30.0], c=[0.0])
+    assert vendors.tried == [("a", "first"), ("c", "hedge")]
+
+
+async def test_a_target_whose_own_time_is_over_does_not_end_the_trials() -> None:
+    short = a_candidate("b", total=0.0)
+    _, who, _ = await begun([A, short, C], a=[VendorFailed("x")], b=[0.0], c=[0.0])
+    assert who == "c"
+
+
+async def test_when_the_time_is_over_neither_another_key_nor_a_fallback_is_asked() -> None:
+    late = a_candidate("a", total=0.0)
+    way = a_way([late], fallback={"context_length": (a_candidate("long", total=0.0),)})
+    vendors, error, _ = await begun([late], way, keys=2, a=[VendorAuthFailed("x")])
+    assert isinstance(error, VendorAuthFailed)
+    vendors, error, _ = await begun([late], way, a=[ContextTooLong("x")], long=[0.0])
+    assert isinstance(error, ContextTooLong)
+    assert len(vendors.tried) == 1
+
+
+async def test_what_a_slow_target_filters_its_rival_does_not_answer() -> None:
+    health = HealthBook(HealthRules(), time.monotonic, random.Random(1))
+    vendors: Any = Vendors(health, a=[0.0], b=[30.0])
+    play, filtered = vendors.open, asyncio.Event()
+
+    async def slowly(call: Call, candidate: Candidate, *rest: Any) -> Opened:
+        if candidate is A:
+            await filtered.wait()
+            raise ContentFiltered("no")
+        filtered.set()
+        opened: Opened = await play(call, candidate, *rest)
+        return opened
+
+    vendors.open = slowly
+    way = a_way([A, B], hedge=HEDGE)
+    budgets = Budgets(RetryBudget(0, 9), RetryBudget(1, 0, 1))
+    trials = Trials(*asking(way), vendors, budgets, health, random.Random(1))
+    with pytest.raises(ContentFiltered):
+        await trials.begin()
+    await trials.close()
+    assert vendors.cancelled == ["b"]
+
+
+async def test_an_attempt_that_is_not_allowed_ends_the_trials_with_the_failure_before_it() -> None:
+    health = HealthBook(HealthRules(), time.monotonic, random.Random(1))
+    vendors: Any = Vendors(health, a=[VendorFailed("x")])
+    play = vendors.open
+
+    async def refusing(call: Call, candidate: Candidate, *rest: Any) -> Opened:
+        if candidate is B:
+            raise Refused
+        opened: Opened = await play(call, candidate, *rest)
+        return opened
+
+    vendors.open = refusing
+    budgets = Budgets(RetryBudget(0, 9))
+    trials = Trials(*asking(a_way([A, B])), vendors, budgets, health, random.Random(1))
+    with pytest.raises(VendorFailed):
+        await trials.begin()
+
+
+async def test_who_begins_while_everybody_gives_up_is_settled_all_the_same() -> None:
+    health = HealthBook(HealthRules(), time.monotonic, random.Random(1))
+    vendors: Any = Vendors(health, a=[0.05], b=[0.0])
+    closing, close = asyncio.Event(), vendors.close
+
+    async def slowly(call: Call, opened: Any, failure: BaseException | None) -> None:
+        closing.set()
+        await asyncio.sleep(0.05)
+        await close(call, opened, failure)
+
+    vendors.close = slowly
+    way = a_way([A, B], hedge=HEDGE)
+    trials = Trials(*asking(way), vendors, Budgets(RetryBudget(0, 9), RetryBudget(1, 0, 1)), health, random.Random(1))
+    opened: Any = await trials.begin()
+    trials._losers.append(asyncio.create_task(trials._given_up(opened)))
+    ending = asyncio.create_task(trials.close())
+    await closing.wait()
+    ending.cancel()
+    await asyncio.sleep(0)
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert opened.name in vendors.closed

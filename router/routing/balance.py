@@ -64,12 +64,12 @@ def choose(
         if each.max_parallel is not None and stands.running >= each.max_parallel:
             full += 1
             skipped.append(Skipped(each.target, f"full: {stands.running} of {each.max_parallel} calls at once"))
-        elif _rests(stands, now):
+        elif rests(stands, now):
             resting.append((each, stands))
         else:
             ready.append((each, stands))
     if ready or full:
-        skipped += [Skipped(each.target, _resting(stands, now)) for each, stands in resting]
+        skipped += [Skipped(each.target, resting_words(stands, now)) for each, stands in resting]
     if ready:
         ordered, why = _ordered(ready, balance, draw, price, currency, _nearness(needs.regions, home))
         return Choice(tuple(ordered), tuple(skipped), why)
@@ -78,22 +78,23 @@ def choose(
     if not resting:
         return Choice((), tuple(skipped), "no target can serve it")
     soonest, stands = min(resting, key=lambda pair: pair[1].free_at or now)
-    skipped += [Skipped(each.target, _resting(other, now)) for each, other in resting if each is not soonest]
+    skipped += [Skipped(each.target, resting_words(other, now)) for each, other in resting if each is not soonest]
     return Choice(
-        (soonest,), tuple(skipped), f"all targets rest: {soonest.target} is free soonest ({_resting(stands, now)})"
+        (soonest,), tuple(skipped), f"all targets rest: {soonest.target} is free soonest ({resting_words(stands, now)})"
     )
 
 
 # -- who may be tried ----------------------------------------------------------------------------------------------
 
 
-def _rests(stands: Standing, now: float) -> bool:
+def rests(stands: Standing, now: float) -> bool:
+    """Whether the target is not to be tried now."""
     if stands.free_at is not None:
         return stands.free_at > now
     return stands.state == "open"
 
 
-def _resting(stands: Standing, now: float) -> str:
+def resting_words(stands: Standing, now: float) -> str:
     left = f" {math.ceil(stands.free_at - now)} s more" if stands.free_at is not None else ""
     return f"resting{left}, as its vendor asked" if stands.state == "closed" else f"resting{left} after failures"
 

@@ -76,13 +76,17 @@ def fitting(kind: FallbackClass, failed: Candidate, remaining: Sequence[Candidat
 
 def wait_before(retry: Retry, error: RouterError, tries: int, draw: random.Random) -> float | None:
     """Seconds to wait before the same target is tried again after `tries` attempts; None: longer than is waited."""
-    if error.retry_after is not None:
-        # a little more, and not all at the same moment
-        wait = error.retry_after + draw.uniform(0, min(1.0, retry.backoff))
-    else:
-        wait = draw.uniform(0, retry.backoff * 2 ** (tries - 1))
-        wait = min(wait, retry.max_wait)
-    return wait if wait <= retry.max_wait else None
+    if error.retry_after is None:
+        return min(draw.uniform(0, retry.backoff * 2 ** (tries - 1)), retry.max_wait)
+    if error.retry_after > retry.max_wait:
+        return None
+    # a little more, and not all at the same moment
+    return error.retry_after + draw.uniform(0, min(1.0, retry.backoff))
+
+
+def is_final(error: RouterError) -> bool:
+    """Whether the client is told at once, as nobody else may be asked."""
+    return remedy(error) == "none" and fallback_class(error) in (None, "content_filter")
 
 
 def is_the_keys(error: RouterError) -> bool:
@@ -103,13 +107,14 @@ class RetryBudget:
     seconds of any clock that goes forward.
     """
 
-    __slots__ = ("_at", "_most", "_reserve", "_saved", "_share", "_tokens")
+    __slots__ = ("_at", "_most", "_most_saved", "_reserve", "_saved", "_share", "_tokens")
 
     def __init__(self, share: float, reserve: float, saved: float = 0.0) -> None:
         """`saved`: extra attempts that may be made at once."""
         self._share = share
         self._reserve = reserve
-        self._saved = reserve * _BURST
+        self._most_saved = max(reserve * _BURST, 1.0) if reserve else 0.0
+        self._saved = self._most_saved
         """What flows in with time, up to a bound."""
         self._most = max(100.0 * share, 1.0)
         self._tokens = saved
@@ -123,7 +128,7 @@ class RetryBudget:
     def withdraw(self, now: float) -> bool:
         """Whether one extra attempt may be made; it is then counted."""
         if self._at is not None:
-            self._saved = min(self._saved + (now - self._at) * self._reserve, self._reserve * _BURST)
+            self._saved = min(self._saved + (now - self._at) * self._reserve, self._most_saved)
         self._at = now
         if self._tokens >= 1.0:
             self._tokens -= 1.0
