@@ -220,6 +220,7 @@ class _Check:
                 timeouts=None if row.timeouts is None else overlay(Timeouts(), row.timeouts),
                 models=row.models,
                 can=row.can,
+                region=row.region,
                 price_list=row.price_list,
                 options=row.options,
                 missing=self._missing(entry.node, row),

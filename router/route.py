@@ -3,7 +3,8 @@
 The `…Entry` Structs are shaped like the file, the others are what a checked file becomes.
 """
 
-from typing import Annotated, Literal, TypeAlias
+import re
+from typing import Annotated, Literal, Self, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -16,6 +17,19 @@ Balance: TypeAlias = Literal["ordered", "weighted", "latency", "cost"]
 FallbackClass: TypeAlias = Literal["context_length", "content_filter", "unsupported"]
 """Failures that another target may not have, though the request was not wrong and the vendor is not ill."""
 Tokens: TypeAlias = Annotated[int, Meta(ge=1, le=10**9)]
+
+
+class Region(str):
+    """Where a target answers, in a word of the operator's own."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if not isinstance(value, str):
+            raise ValueError("must be text: put it in quotes")
+        if not re.fullmatch(r"[^\s,]+", value):
+            # calls ask for regions by names between commas, and so could never mean it
+            raise ValueError("must be one word without commas, such as eu")
+        return cls(value)
 
 
 # -- timeouts ------------------------------------------------------------------------------------------------------
@@ -94,7 +108,7 @@ class When(Struct, frozen=True, forbid_unknown_fields=True):
 class TargetEntry(Struct, frozen=True, forbid_unknown_fields=True):
     target: str
     weight: Annotated[float, Meta(ge=0, le=1_000_000)] = 1
-    region: str | None = None
+    region: Region | None = None
     max_parallel: Annotated[int, Meta(ge=1)] | None = None
     when: When = When()
     can: Can = Can()

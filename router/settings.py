@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from router.experiment import Experiment, ExperimentEntry
 from router.money import checked_currency
 from router.quantities import Duration, Size
-from router.route import Can, HealthRules, Route, RouteEntry, Timeouts, TimeoutsEntry
+from router.route import Can, HealthRules, Region, Route, RouteEntry, Timeouts, TimeoutsEntry
 
 Transport: TypeAlias = Literal["native", "aiohttp", "httpx"]
 Missing: TypeAlias = tuple[str, ...]
@@ -174,7 +174,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     shutdown: Shutdown = Shutdown()
     watch: bool = False
     """Whether a change of the file is taken up without being told."""
-    region: str | None = None
+    region: Region | None = None
     """Where this gateway runs: targets of this region come first."""
 
     def __post_init__(self) -> None:
@@ -294,6 +294,7 @@ class ProviderEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     timeouts: TimeoutsEntry | None = None
     models: tuple[ModelName, ...] = ()
     can: dict[str, Can] = {}
+    region: Region | None = None
     price_list: str | None = None
     options: dict[str, Any] = {}
 
@@ -321,6 +322,8 @@ class ProviderRow(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Models to list; others can be called all the same."""
     can: dict[str, Can] = {}
     """A shell pattern of models' names → what these are able to do. The first that matches counts."""
+    region: str | None = None
+    """Where it answers, unless a route's target says otherwise; None: nowhere that a call may be bound to."""
     price_list: str | None = None
     """Whose prices hold, by their name in the price book; None: those that `base_url` or the protocol tell."""
     options: dict[str, Any] = {}

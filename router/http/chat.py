@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from router.call import Call, Trip, new_trip, regions_in
+from router.call import Call, Trip, new_trip
 from router.dialect import Asked, Dialect
 from router.errors import ClientGone, InternalError, MethodNotAllowed, RouterError, ShuttingDown, StoreUnavailable
 from router.events import Completed, Event
@@ -99,7 +99,7 @@ class Chat:
             user=head.user or request.user,
             tags=tags,
             conversation=head.conversation,
-            regions=head.regions or (regions_in(tags["region"]) if "region" in tags else ()),
+            regions=head.regions,
             forced=head.forced,
             origin=client[0] if client else "",
         )

@@ -1,6 +1,6 @@
 """What a client's HTTP request says, read from the ASGI scope: body, key, labels."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
@@ -31,6 +31,7 @@ class Head(Struct, frozen=True):
     tags: dict[str, str] = {}
     conversation: str | None = None
     regions: tuple[str, ...] = ()
+    """Where the call may be answered, when not empty."""
     forced: dict[str, str] = {}
     """Experiment → arm."""
 
@@ -40,14 +41,15 @@ def read_head(scope: Scope) -> Head:
     found: dict[bytes, bytes] = {name: value for name, value in scope["headers"] if name in _WANTED}
     length = found.get(b"content-length", b"")
     user, tags, conversation = found.get(_USER), found.get(_TAGS), found.get(_CONVERSATION)
-    region, forced = found.get(_REGION), found.get(_EXPERIMENT)
+    forced = found.get(_EXPERIMENT)
+    labels = _tags(tags.decode("utf-8", "replace")) if tags else {}
     return Head(
         credentials(found.get(b"x-api-key"), found.get(b"authorization")),
         int(length) if length.isdigit() else None,
         user.decode("utf-8", "replace") if user else None,
-        _tags(tags.decode("utf-8", "replace")) if tags else {},
+        labels,
         conversation.decode("utf-8", "replace") if conversation else None,
-        _regions(region.decode("utf-8", "replace")) if region is not None else (),
+        _regions(found.get(_REGION), labels),
         _forced(forced.decode("utf-8", "replace")) if forced else {},
     )
 
@@ -100,12 +102,18 @@ def _tags(text: str) -> dict[str, str]:
     return tags
 
 
-def _regions(text: str) -> tuple[str, ...]:
+def _regions(header: bytes | None, tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Of the header, else of the tag `region`. Metadata of the body binds nobody: it is the application's own."""
+    if header is not None:
+        text, where, name = header.decode("utf-8", "replace"), "the header", _REGION.decode()
+    elif "region" in tags:
+        text, where, name = tags["region"], "the tag `region` of the header", _TAGS.decode()
+    else:
+        return ()
     named = regions_in(text)
     if not named:
         # whoever sends it means to be held to something
-        header = _REGION.decode()
-        raise InvalidRequest(f"the header `{header}` names no region: write one, or several with commas", param=header)
+        raise InvalidRequest(f"{where} `{name}` names no region: write one, or several with commas", param=name)
     return named
 
 

@@ -60,6 +60,23 @@ def test_timeouts_come_from_the_route_then_the_provider_then_the_default() -> No
     assert timeouts("paid", ALL) == Timeouts(connect=5, first_token=60, idle=60, total=600)
 
 
+def test_a_target_is_in_its_own_region_or_else_in_its_providers() -> None:
+    text = """
+providers: {a: {protocol: mock, region: eu}, b: {protocol: mock}}
+models:
+  chat: {targets: [a/x, {target: a/y, region: us}, b/z], fallback: {context_length: [a/long]}}
+experiments: {trial: {route: chat, arms: {new: {share: 50, target: a/new}, old: {share: 50}}}}
+"""
+    found = Catalog(parse(text, "c.yaml", {}).config)
+    way = found.resolve("chat")
+    assert [each.region for each in way.candidates] == ["eu", "us", None]
+    assert [each.region for each in way.fallback["context_length"]] == ["eu"]
+    arm = found.arm("chat", Target("a", "new"))
+    assert arm is not None
+    assert arm.region == "eu"
+    assert [found.resolve(name).candidates[0].region for name in ("a/any", "b/any")] == ["eu", None]
+
+
 LIST = " (GET /v1/models lists the names; provider/model always works)"
 
 

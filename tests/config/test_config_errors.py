@@ -21,8 +21,8 @@ def errors(text: str, environ: dict[str, str] | None = None) -> list[str]:
 
 TOP = "(known: experiments, health, ledger, models, plugins, prices, providers, server, shared, store)"
 ROW = (
-    "(known: api_key, api_keys, base_url, can, headers, max_parallel, models, options, price_list, protocol, timeouts, "
-    "transport)"
+    "(known: api_key, api_keys, base_url, can, headers, max_parallel, models, options, price_list, protocol, region, "
+    "timeouts, transport)"
 )
 TOO_LARGE = "the file is larger than 1 MiB, which no configuration needs: is it the right one?"
 OWN = "your own: package.module:Class)"
@@ -277,6 +277,18 @@ VALUES = {
     "model-twice": (
         "providers: {a: {protocol: openai, models: [x, y, x]}}\n",
         "1:50: `providers.a.models[2]` is in the list twice: remove one",
+    ),
+    "region-list": (
+        'server: {region: "eu, us"}\n',
+        "1:18: `server.region` must be one word without commas, such as eu",
+    ),
+    "region-of-a-provider": (
+        'providers: {a: {protocol: mock, region: ""}}\n',
+        "1:41: `providers.a.region` must be one word without commas, such as eu",
+    ),
+    "region-of-a-target": (
+        f"{MOCK}models: {{chat: {{targets: [{{target: mock/echo, region: 'eu,us'}}]}}}}\n",
+        "2:55: `models.chat.targets[0].region` must be one word without commas, such as eu",
     ),
     "zero-timeout": (
         "providers: {a: {protocol: mock, timeouts: {idle: 0s}}}\n",

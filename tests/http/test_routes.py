@@ -14,6 +14,7 @@ CONFIG = """
 server: {region: eu}
 providers:
   mock: {protocol: mock, can: {lorem-9: {tools: false, context: 200}}}
+  far: {protocol: mock, region: us}
 plugins: []
 ledger: {enabled: false}
 models:
@@ -21,7 +22,7 @@ models:
     targets:
       - {target: mock/lorem-1, can: {images: false, json_schema: false}}
       - mock/lorem-9
-      - {target: mock/lorem-3, weight: 0}
+      - mock/lorem-3
   blind:
     targets: [{target: mock/lorem-1, can: {images: false}}, {target: mock/lorem-2, can: {images: false}}]
   rescued:
@@ -37,6 +38,8 @@ models:
       - mock/lorem-1
       - {target: mock/lorem-2, region: us}
       - {target: mock/lorem-3, region: eu}
+  settled:
+    targets: [mock/lorem-1, far/lorem-2, {target: far/lorem-3, region: eu}]
   narrow:
     targets: [{target: mock/stall-1, max_parallel: 1}, {target: mock/stall-2, max_parallel: 1}]
     fallback: {unsupported: [mock/lorem-3]}
@@ -117,6 +120,53 @@ async def test_the_gateways_region_comes_first_and_a_call_may_ask_for_another() 
         nowhere = await asked(opened, "placed", {"x-deltaway-region": "cn"})
         assert nowhere.status_code == 400
         assert "not in the region `cn`" in nowhere.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("region", "target"), [("us", "far/lorem-2"), ("eu", "far/lorem-3")])
+async def test_a_target_without_a_region_of_its_own_is_where_its_provider_is(region: str, target: str) -> None:
+    async with gateway() as opened:
+        response = await asked(opened, "settled", {"x-deltaway-region": region})
+        assert response.headers["x-deltaway-target"] == target
+
+
+@pytest.mark.parametrize("name", ["x-deltaway-region", "x-deltaway-tags"])
+async def test_a_call_that_names_its_target_is_bound_to_its_regions_too(name: str) -> None:
+    async with gateway() as opened:
+
+        async def bound(model: str, region: str) -> Any:
+            return await asked(opened, model, {name: region if name.endswith("region") else f"region={region}"})
+
+        there = await bound("far/lorem-5", "us")
+        assert there.headers["x-deltaway-target"] == "far/lorem-5"
+        for model, provider in (("far/lorem-5", "far"), ("mock/lorem-5", "mock")):
+            refused = await bound(model, "eu")
+            assert refused.status_code == 400
+            error = refused.json()["error"]
+            assert error["code"] == "no_target"
+            assert error["message"] == (
+                f"`{model}` is not in the region `eu`, to which this call is bound: ask for a model that is there, or, "
+                f"if this one is, write `providers.{provider}.region`"
+            )
+        unbound = await asked(opened, "mock/lorem-5")
+        assert unbound.status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{"x-deltaway-region": ","}, {"x-deltaway-tags": "team=a,region="}])
+async def test_who_binds_a_call_to_no_region_is_told_so(headers: dict[str, str]) -> None:
+    async with gateway() as opened:
+        response = await asked(opened, "placed", headers)
+        assert response.status_code == 400
+        assert "names no region" in response.json()["error"]["message"]
+        assert response.json()["error"]["param"] == next(iter(headers))
+
+
+async def test_metadata_of_the_body_binds_no_call_to_a_region() -> None:
+    async with gateway() as opened:
+        for model in ("placed", "mock/lorem-3"):
+            response = await asked(opened, model, metadata={"region": "EMEA"})
+            assert response.headers["x-deltaway-target"] == "mock/lorem-3"
+        both = await asked(opened, "placed", {"x-deltaway-region": "us"}, metadata={"region": "eu"})
+        assert both.headers["x-deltaway-target"] == "mock/lorem-2"
 
 
 async def test_a_full_target_is_passed_over_and_when_all_are_full_the_call_is_refused_for_now() -> None:
