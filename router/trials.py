@@ -103,7 +103,7 @@ class Trials:
         self._losers: list[asyncio.Task[Opened]] = []
         self._hedged = False
         self._same = False
-        """Whether the target that died was asked to go on itself."""
+        """Whether a target that died may no longer be asked to go on itself."""
         budgets.retries.deposit()
         if budgets.hedges is not None:
             budgets.hedges.deposit()
@@ -133,6 +133,8 @@ class Trials:
         """Another attempt, which continues the answer that `failed` left off. Raises `error` when none can be made."""
         why = f"{failed.candidate.target}: {error.code}"
         following = self._in_the_middle(failed.candidate, error)
+        # whoever was to go on and did not is not asked twice
+        self._same = True
         while following is not None:
             candidate, keyed = following
             self._made += 1

@@ -414,11 +414,11 @@ async def test_another_target_goes_on_with_an_answer_in_one_unbroken_stream(stag
 
 
 async def test_a_client_that_takes_the_whole_answer_gets_one_of_one_piece(stage: Stage) -> None:
-    on = stage.scene(after_delta(closes))
+    on = stage.scene(after_delta(closes), says(REST))
     seen, receipt = await on.ask("going-on", streamed=False)
-    assert (seen.text, seen.finish) == ("Hello", "stop")
-    lost = ("a", "first", "failed", "connection_lost", "estimated")
-    assert made(receipt) == [lost, ("b", "fallback", "finished", None, "reported")]
+    assert (seen.text, seen.finish) == (HALF + REST, "stop")
+    lost = ("a", "first", "cut", "connection_lost", "estimated")
+    assert made(receipt) == [lost, ("b", "continuation", "finished", None, "reported")]
 
 
 async def test_a_tool_call_that_has_begun_is_not_gone_on_with(stage: Stage) -> None:
