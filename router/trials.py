@@ -132,6 +132,7 @@ class Trials:
     ) -> Opened:
         """Another attempt, which continues the answer that `failed` left off. Raises `error` when none can be made."""
         why = f"{failed.candidate.target}: {error.code}"
+        self._same = False
         following = self._in_the_middle(failed.candidate, error)
         # whoever was to go on and did not is not asked twice
         self._same = True
