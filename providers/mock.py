@@ -54,6 +54,7 @@ from router.errors import (
     Unsupported,
     VendorAuthFailed,
     VendorFailed,
+    VendorModelForbidden,
     VendorModelUnknown,
     VendorOverloaded,
     VendorQuotaExhausted,
@@ -298,7 +299,7 @@ class Mock:
 _ERRORS: Final[Mapping[int, type[ProviderError]]] = {
     401: VendorAuthFailed,
     402: VendorQuotaExhausted,
-    403: VendorAuthFailed,
+    403: VendorModelForbidden,
     404: VendorModelUnknown,
     408: TimedOut,
     409: VendorFailed,

@@ -28,6 +28,7 @@
         │   ├── ContentFiltered      400
         │   ├── Unsupported          400  a feature that this model or vendor has not
         │   └── VendorModelUnknown   404
+    │       └── VendorModelForbidden  502  our key there may not use the model
         ├── VendorAuthFailed         502  the vendor refuses our key
         ├── VendorQuotaExhausted     502  our account there is empty or in arrears
         ├── RateLimited              429
@@ -243,7 +244,7 @@ class Rejected(ProviderError):
     status = 400
     kind: ClassVar[Kind] = "invalid_request"
     code = "invalid_request"
-    level = "info"
+    level: ClassVar[Level] = "info"
 
 
 class ContextTooLong(Rejected):
@@ -260,8 +261,17 @@ class Unsupported(Rejected):
 
 class VendorModelUnknown(Rejected):
     status = 404
-    kind = "not_found"
+    kind: ClassVar[Kind] = "not_found"
     code = "model_not_found"
+
+
+class VendorModelForbidden(VendorModelUnknown):
+    """As good as none for us: the vendor refuses this model to our key, which may be good for others."""
+
+    status = 502
+    kind = "upstream"
+    code = "provider_permission_denied"
+    level = "warning"
 
 
 class VendorAuthFailed(ProviderError):

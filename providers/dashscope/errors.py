@@ -18,6 +18,7 @@ from router.errors import (
     Unsupported,
     VendorAuthFailed,
     VendorFailed,
+    VendorModelForbidden,
     VendorModelUnknown,
     VendorOverloaded,
     VendorQuotaExhausted,
@@ -39,10 +40,10 @@ _CODES: Final[tuple[tuple[str, type[ProviderError]], ...]] = (
     ("invalid_api_key", VendorAuthFailed),
     ("notauthorized", VendorAuthFailed),
     ("not authorized", VendorAuthFailed),
-    ("accessdenied", VendorAuthFailed),
-    ("access_denied", VendorAuthFailed),
-    ("model.accessdenied", VendorAuthFailed),
-    ("workspace.accessdenied", VendorAuthFailed),
+    ("accessdenied", VendorModelForbidden),
+    ("access_denied", VendorModelForbidden),
+    ("model.accessdenied", VendorModelForbidden),
+    ("workspace.accessdenied", VendorModelForbidden),
     ("modelnotfound", VendorModelUnknown),
     ("model.notexist", VendorModelUnknown),
     ("model_not_found", VendorModelUnknown),
@@ -71,7 +72,7 @@ _CODES: Final[tuple[tuple[str, type[ProviderError]], ...]] = (
 _STATUSES: Final[dict[int, type[ProviderError]]] = {
     401: VendorAuthFailed,
     402: VendorQuotaExhausted,
-    403: VendorAuthFailed,
+    403: VendorModelForbidden,
     404: VendorModelUnknown,
     408: TimedOut,
     429: RateLimited,
@@ -108,8 +109,9 @@ def classify(
     headers = headers or {}
     said = without_key(said, key)
     kind = _kind(said, status)
+    answered = "answered, our key there may not use this" if kind is VendorModelForbidden else "answered"
     return kind(
-        f"`{source}` answered: {said.message}",
+        f"`{source}` {answered}: {said.message}",
         retry_after=_wait(said, headers, kind),
         vendor_status=status,
         vendor_code=said.code,

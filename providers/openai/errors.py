@@ -2,6 +2,9 @@
 
 OpenAI answers 429 when the account is empty, DashScope 400, DeepSeek 402: so the code says more than the status. Words
 count only for what most servers have no code for: a context that is too long, and a feature that a model has not.
+
+Only a 401, or a code or words that name the key or the account, say that our key is bad. Any other 403 is about what
+was asked for with it: clients choose the model, and must not be able to take out a key by their choice.
 """
 
 import re
@@ -20,6 +23,7 @@ from router.errors import (
     Unsupported,
     VendorAuthFailed,
     VendorFailed,
+    VendorModelForbidden,
     VendorModelUnknown,
     VendorOverloaded,
     VendorQuotaExhausted,
@@ -52,7 +56,11 @@ _BY_CODE: Final[dict[str, ErrorClass]] = {
     "invalid_api_key": VendorAuthFailed,
     "invalidapikey": VendorAuthFailed,
     "authentication_error": VendorAuthFailed,
-    "access_denied": VendorAuthFailed,
+    "account_deactivated": VendorAuthFailed,
+    "unsupported_country_region_territory": VendorAuthFailed,
+    "access_denied": VendorModelForbidden,
+    "accessdenied": VendorModelForbidden,
+    "model.accessdenied": VendorModelForbidden,
     "insufficient_quota": VendorQuotaExhausted,
     "credit_balance_exhausted": VendorQuotaExhausted,
     "billing_hard_limit_reached": VendorQuotaExhausted,
@@ -80,7 +88,7 @@ _BY_CODE: Final[dict[str, ErrorClass]] = {
 _BY_STATUS: Final[dict[int, ErrorClass]] = {
     401: VendorAuthFailed,
     402: VendorQuotaExhausted,
-    403: VendorAuthFailed,
+    403: VendorModelForbidden,
     408: TimedOut,
     409: VendorFailed,
     425: VendorFailed,
@@ -100,10 +108,10 @@ _BY_TYPE: Final[dict[str, ErrorClass]] = {
     "invalid_argument": Rejected,
     "invalid_parameter": Rejected,
     "invalid_parameter_error": Rejected,
-    "permission_denied": VendorAuthFailed,
     "unauthenticated": VendorAuthFailed,
     "authenticationerror": VendorAuthFailed,
-    "permission_error": VendorAuthFailed,
+    "permission_denied": VendorModelForbidden,
+    "permission_error": VendorModelForbidden,
     "not_found": VendorModelUnknown,
     "not_found_error": VendorModelUnknown,
     "notfounderror": VendorModelUnknown,
@@ -131,7 +139,9 @@ _FILTERED: Final = re.compile(
 )
 _EMPTY: Final = re.compile(r"credit balance is too low|all available credits|insufficient (?:account )?balance", re.I)
 _KEY: Final = re.compile(
-    r"api[ _-]?key (?:is )?(?:not valid|invalid|incorrect|expired)|(?:incorrect|invalid) api[ _-]?key", re.I
+    r"api[ _-]?key (?:is |was |has been )?(?:not valid|invalid|incorrect|expired|revoked|disabled|suspended|reported)"
+    r"|(?:incorrect|invalid|expired|revoked) api[ _-]?key",
+    re.I,
 )
 _GONE: Final = re.compile(
     r"\bmodel not exist\b|is not a valid model id|\binvalid model: "
@@ -142,11 +152,14 @@ _WORDS: Final[tuple[tuple[frozenset[int], re.Pattern[str], ErrorClass], ...]] = 
     (frozenset({400, 413, 422}), _CONTEXT, ContextTooLong),
     (frozenset({400, 403}), _FILTERED, ContentFiltered),
     (frozenset({400, 403, 429}), _EMPTY, VendorQuotaExhausted),
-    (frozenset({400}), _KEY, VendorAuthFailed),
+    (frozenset({400, 403}), _KEY, VendorAuthFailed),
     (frozenset({400}), _GONE, VendorModelUnknown),
 )
 """Statuses that say too little → words → class; the first that fits. xAI filters with 403, Google and xAI answer 400 to
 a wrong key, Anthropic to an empty account, DeepSeek, Mistral and OpenRouter to a model they have not."""
+_KEYS_OWN: Final = (VendorAuthFailed, VendorQuotaExhausted)
+"""For these no call is made with the key for a while."""
+_NAMES_MODEL: Final = re.compile(r"\bmodel\b", re.I)
 _REFUSING: Final = frozenset({400, 404, 415, 422, 500, 501})
 """Statuses with which servers refuse a feature that they have not: llama.cpp with 500."""
 _ALLOCATED: Final = re.compile(r"allocated quota|\btpm\b|tokens? per minute", re.I)
@@ -178,6 +191,9 @@ def classify(said: VendorMessage, status: int | None, *, quota_refills: bool = F
             return known
         status = 400 if known is Rejected or _CONTEXT.search(said.message) else 500
     for statuses, words_of, found in _WORDS:
+        # what speaks of a model may quote its name, which is the client's: it must not take out our key
+        if found in _KEYS_OWN and _NAMES_MODEL.search(said.message):
+            continue
         if status in statuses and words_of.search(said.message):
             return found
     if status in _REFUSING and says_unsupported(said.message):
@@ -224,8 +240,11 @@ class Failures:
         """A response that is not a 2xx. Only where a wait may help is there a time to wait."""
         said = without_key(said, self._key)
         found = classify(said, status, quota_refills=self._quota_refills)
+        answered = f"{self._provider} answered {status}"
+        if found is VendorModelForbidden:
+            answered += ", our key there may not do this"
         return found(
-            f"{self._provider} answered {status}: {said.message}",
+            f"{answered}: {said.message}",
             code=_own_word(found, said),
             param=said.param,
             retry_after=retry_after(self._headers, said.message, said.body, limited=status == 429)

@@ -100,6 +100,11 @@ class Breaker:
     def is_ill(self) -> bool:
         return self.opened_at is not None and not self.is_absent
 
+    def is_answering(self, now: float, rules: HealthRules) -> bool:
+        """Whether it is closed, and an attempt was answered within the window."""
+        self.window.slide(now, rules.window)
+        return self.opened_at is None and self.window.attempts > self.window.failures
+
     def state(self, now: float) -> BreakerState:
         if self.opened_at is None:
             return "closed"
@@ -158,8 +163,7 @@ class Breaker:
     def absent(self, began: float, now: float, rules: HealthRules, draw: random.Random) -> bool:
         """The vendor says that there is no such model: it rests for the longest time at once, unless it has just been
         there, which makes this a failure as any other."""
-        self.window.slide(now, rules.window)
-        if self.opened_at is None and self.window.attempts > self.window.failures:
+        if self.is_answering(now, rules):
             return self.failed(began, now, rules, draw)
         if self.opened_at is not None and (began < self.opened_at or now < self.until):
             self.spared(began)
@@ -177,12 +181,12 @@ class Breaker:
         self.is_absent = self.heard = False
         self.window.clear()
 
-    def open_until(self, until: float, openings: int, why: str, now: float) -> bool:
-        """Another process has opened its own; of two, the later end counts. Whether that changed anything."""
-        self.openings = max(self.openings, openings)
-        if until <= now or (self.opened_at is not None and until <= self.until):
+    def open_until(self, until: float, why: str, now: float) -> bool:
+        """Another process has opened its own. One that is open is left as it is, so that it probes by itself and those
+        who cannot reach the vendor do not keep it open. Whether that changed anything."""
+        if until <= now or self.opened_at is not None:
             return False
-        self.opened_at, self.until, self.why, self._trials = now, until, why, 0
+        self.opened_at, self.until, self.openings, self.why, self._trials = now, until, 1, why, 0
         self.is_absent, self.heard = False, True
         return True
 

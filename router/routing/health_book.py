@@ -20,6 +20,7 @@ from router.errors import (
     TimedOut,
     Unreachable,
     VendorFailed,
+    VendorModelForbidden,
     VendorModelUnknown,
     VendorOverloaded,
 )
@@ -37,6 +38,10 @@ _PATIENT: Final = 1.0
 """Seconds of silence that are the target's fault, when the time that ran out was the whole call's."""
 _WORTH_TELLING: Final = 5.0
 """Seconds of a key's limit that others should know of too."""
+_BELIEVED: Final = 2
+"""How often others may be wrong about a target, before their word on it is not taken for a while."""
+_DOUBT: Final = 30.0
+"""For how many times `rest` it is not: so that a process which cannot reach a vendor costs the others a thirtieth."""
 _ILL: Final = (VendorFailed, VendorOverloaded, Unreachable, TimedOut, ProtocolViolated, StreamCut)
 _UNKNOWN: Final = Standing()
 
@@ -59,7 +64,6 @@ class Told(Struct, frozen=True):
     """How long it rests from now on."""
     why: str = ""
     """Of a breaker: why it opened, in words. Of a key: its trouble, or nothing when it is only limited."""
-    openings: int = 0
 
     @property
     def subject(self) -> Subject:
@@ -103,7 +107,10 @@ class TargetShown(Struct, frozen=True):
 
 
 class _Known:
-    __slots__ = ("breaker", "error", "first_token", "limited_at", "limited_until", "running", "whole")
+    __slots__ = (
+        *("breaker", "doubted_until", "error", "first_token", "heard_at", "limited_at", "limited_until", "misled"),
+        *("running", "whole"),
+    )
 
     def __init__(self) -> None:
         self.breaker = Breaker()
@@ -113,11 +120,30 @@ class _Known:
         self.limited_at = 0.0
         self.limited_until = 0.0
         self.error: LastError | None = None
+        self.heard_at: float | None = None
+        """When others told that it is ill, which nothing here has borne out or belied yet."""
+        self.misled = 0
+        """How often that was belied by an answer, since this process has last found it ill itself."""
+        self.doubted_until = 0.0
+        """Until when others are not believed that it is ill."""
 
     @property
     def is_own(self) -> bool:
         """Whether it is ill by what this process has seen."""
         return self.breaker.is_ill and not self.breaker.heard
+
+    def belie(self, began: float, now: float, rest: float) -> None:
+        """It has answered an attempt that began at `began`."""
+        if self.heard_at is None or began < self.heard_at:
+            return
+        self.heard_at = None
+        self.misled += 1
+        if self.misled >= _BELIEVED:
+            self.doubted_until = now + _DOUBT * rest
+
+    def bear_out(self) -> None:
+        """This process has found it ill itself."""
+        self.heard_at, self.misled, self.doubted_until = None, 0, 0.0
 
     def free_at(self, now: float) -> float | None:
         free = self.breaker.free_at(now)
@@ -184,7 +210,11 @@ class HealthBook:
         began = now - ended.duration
         if error is not None:
             known.error = LastError(error.code, error.message, now)
-        if isinstance(error, VendorModelUnknown):
+        if isinstance(error, VendorModelForbidden) and breaker.is_answering(now, self._rules):
+            # another key may use it, or it was this request that was forbidden
+            changed = False
+            breaker.spared(began)
+        elif isinstance(error, VendorModelUnknown):
             changed = breaker.absent(began, now, self._rules, self._draw)
         elif _is_ill(ended):
             changed = breaker.failed(began, now, self._rules, self._draw)
@@ -194,7 +224,8 @@ class HealthBook:
             changed = False
             breaker.spared(began)
             known.limited_at, known.limited_until = now, max(known.limited_until, now + self._limit(error))
-        elif ended.answered or isinstance(error, Rejected):
+        elif (ended.answered and ended.complete) or isinstance(error, Rejected):
+            known.belie(began, now, self._rules.rest)
             changed = breaker.lived(began, now, self._rules, self._draw)
             if changed and breaker.opened_at is None:
                 # it is not the target any more that failed
@@ -210,9 +241,15 @@ class HealthBook:
             changed = False
             breaker.spared(began)
             usual = known.first_token.value(now)
-            if error is None and ended.duration > max(usual or 0.0, 0.0 if usual else _PATIENT):
+            if ended.answered:
+                # somebody left before the end: what came after the first delta says nothing
+                if ended.first_token is not None:
+                    known.first_token.add(ended.first_token, now)
+            elif error is None and ended.duration > max(usual or 0.0, 0.0 if usual else _PATIENT):
                 # whoever cancelled it waited in vain for so long: it is that slow at least
                 known.first_token.add(ended.duration, now)
+        if changed and known.is_own:
+            known.bear_out()
         if changed and not breaker.is_absent:
             self._tell((False, ended.target.provider, ended.target.model))
 
@@ -284,6 +321,7 @@ class HealthBook:
             if target.provider == provider and model in (None, target.model):
                 count += known.breaker.opened_at is not None or known.limited_until > self.clock()
                 known.breaker.close()
+                known.heard_at = None
                 known.limited_until = 0.0
                 self._tell((False, provider, target.model))
         if model is None:
@@ -319,10 +357,12 @@ class HealthBook:
             target = Target(each.provider, each.name)
             if each.change == "open":
                 known = self._targets.get(target) or self._new(target)
-                # each process probes at a moment of its own
-                seconds = min(each.seconds, float(self._rules.longest_rest))
-                until = now + seconds * (1 + 0.1 * self._draw.random())
-                known.breaker.open_until(until, each.openings, each.why, now)
+                if known.doubted_until > now:
+                    continue
+                # each process probes at a moment of its own, and soon: the vendor may be ill for the other alone
+                seconds = min(each.seconds, float(self._rules.rest)) * (1 + 0.1 * self._draw.random())
+                if known.breaker.open_until(now + seconds, each.why, now):
+                    known.heard_at = now
             elif each.change == "closed":
                 if target in self._targets:
                     self._targets[target].breaker.close()
@@ -387,7 +427,7 @@ class HealthBook:
         if known is None or known.breaker.opened_at is None:
             return Told("closed", provider, name)
         breaker = known.breaker
-        return Told("open", provider, name, max(breaker.until - now, 0.0), breaker.why, breaker.openings)
+        return Told("open", provider, name, max(breaker.until - now, 0.0), breaker.why)
 
 
 def _is_ill(ended: Ended) -> bool:

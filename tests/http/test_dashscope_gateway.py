@@ -366,7 +366,7 @@ def failing(status: int, code: str, message: str = "No.") -> Callable[[Exchange]
         (400, "DataInspectionFailed", 400, "content_filter", False),
         (400, "Arrearage", 502, "provider_quota_exhausted", False),
         (401, "InvalidApiKey", 502, "provider_authentication_failed", False),
-        (403, "AccessDenied.Unpurchased", 502, "provider_authentication_failed", False),
+        (403, "AccessDenied.Unpurchased", 502, "provider_permission_denied", False),
         (404, "ModelNotFound", 404, "model_not_found", False),
         (429, "Throttling.RateQuota", 429, "rate_limit_exceeded", True),
         (429, "insufficient_quota", 429, "rate_limit_exceeded", True),

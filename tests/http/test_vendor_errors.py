@@ -58,7 +58,7 @@ CASES: list[Any] = [
     (400, said(None), openai.BadRequestError, "invalid_request", False),
     (401, said("invalid_api_key"), openai.InternalServerError, "provider_authentication_failed", False),
     (402, said("insufficient_balance"), openai.InternalServerError, "provider_quota_exhausted", False),
-    (403, said(None, "permission"), openai.InternalServerError, "provider_authentication_failed", False),
+    (403, said(None, "permission"), openai.InternalServerError, "provider_permission_denied", False),
     (404, said("model_not_found"), openai.NotFoundError, "model_not_found", False),
     (413, said(None), openai.BadRequestError, "invalid_request", False),
     (422, said(None), openai.BadRequestError, "invalid_request", False),

@@ -451,7 +451,7 @@ def test_no_error_quotes_the_key() -> None:
 @pytest.mark.parametrize(
     ("status", "name"),
     [
-        (400, "Rejected"), (401, "VendorAuthFailed"), (402, "VendorQuotaExhausted"), (403, "VendorAuthFailed"),
+        (400, "Rejected"), (401, "VendorAuthFailed"), (402, "VendorQuotaExhausted"), (403, "VendorModelForbidden"),
         (404, "VendorModelUnknown"), (408, "TimedOut"), (413, "Rejected"), (422, "Rejected"), (429, "RateLimited"),
         (500, "VendorFailed"), (502, "VendorFailed"), (503, "VendorOverloaded"), (504, "TimedOut"),
         (524, "VendorFailed"),

@@ -58,6 +58,8 @@ def test_insufficient_quota_is_an_empty_account_but_at_dashscope_a_limit_that_re
         (said(kind="invalid_request_error"), errors.Rejected),
         (said(kind="BadRequestError", code=400), errors.Rejected),
         (said(kind="authentication_error"), errors.VendorAuthFailed),
+        (said(kind="permission_error"), errors.VendorModelForbidden),
+        (said(code=403), errors.VendorModelForbidden),
         (said(kind="rate_limit_error"), errors.RateLimited),
         (said(kind="overloaded_error"), errors.VendorOverloaded),
         (said(kind="server_error"), errors.VendorFailed),
@@ -110,7 +112,20 @@ def test_error_inside_a_200_is_told_by_its_code_its_status_or_its_type(error: An
         (400, said("m", "content_filter"), errors.ContentFiltered),
         (400, said("Input data may contain inappropriate content."), errors.ContentFiltered),
         (403, said("Content violates usage guidelines."), errors.ContentFiltered),
-        (403, said("You may not use this model."), errors.VendorAuthFailed),
+        (403, said("You may not use this model."), errors.VendorModelForbidden),
+        (403, said("You do not have access to the model x", "permission_denied"), errors.VendorModelForbidden),
+        (403, said("m", "access_denied"), errors.VendorModelForbidden),
+        (403, said("m", "Model.AccessDenied"), errors.VendorModelForbidden),
+        (403, said("m", 403, "PERMISSION_DENIED"), errors.VendorModelForbidden),
+        (403, {}, errors.VendorModelForbidden),
+        (403, said("m", "invalid_api_key"), errors.VendorAuthFailed),
+        (403, said("m", "account_deactivated"), errors.VendorAuthFailed),
+        (403, said("m", "unsupported_country_region_territory"), errors.VendorAuthFailed),
+        (
+            403,
+            said("Your API key was reported as leaked. Please use another API key.", 403, "PERMISSION_DENIED"),
+            errors.VendorAuthFailed,
+        ),
         (
             400,
             said("API key not valid. Please pass a valid API key.", 400, "INVALID_ARGUMENT"),
@@ -129,6 +144,25 @@ def test_error_inside_a_200_is_told_by_its_code_its_status_or_its_type(error: An
 )
 def test_a_refusal_is_told_by_its_code_its_words_or_its_status(status: int, error: Any, expected: type) -> None:
     assert type(failed(status, error)) is expected
+
+
+@pytest.mark.parametrize("name", ["invalid api key", "credit balance is too low", "all available credits"])
+@pytest.mark.parametrize(
+    ("status", "words", "expected"),
+    [
+        (400, "The model `{}` does not exist", errors.VendorModelUnknown),
+        (400, "{} is not a valid model ID", errors.VendorModelUnknown),
+        (403, "You do not have access to the model {}", errors.VendorModelForbidden),
+    ],
+)
+def test_no_name_of_a_model_takes_out_a_key(status: int, words: str, expected: type, name: str) -> None:
+    assert type(failed(status, said(words.format(name)))) is expected
+
+
+def test_a_model_that_our_key_may_not_use_is_said_to_be_that() -> None:
+    found = failed(403, said("No access to large.", "permission_denied"))
+    assert (found.status, found.code, found.retryable) == (502, "provider_permission_denied", False)
+    assert found.message.endswith(" answered 403, our key there may not do this: No access to large.")
 
 
 def test_a_lacking_feature_keeps_the_vendors_own_word() -> None:

@@ -228,19 +228,22 @@ def test_a_model_that_was_just_there_is_not_gone_by_one_answer() -> None:
     assert breaker.streak == 1
 
 
-def test_of_two_openings_the_later_end_counts() -> None:
-    breaker = opened()
-    assert not breaker.open_until(8, 1, "elsewhere", 1)
-    assert breaker.free_at(1) == 10
-    assert breaker.open_until(20, 4, "elsewhere", 1)
-    assert breaker.free_at(1) == 20
-    assert breaker.openings == 4
-    assert breaker.why == "elsewhere"
+def test_what_others_tell_opens_a_closed_breaker_and_leaves_an_open_one_as_it_is() -> None:
+    mine, theirs = opened(), Breaker()
+    assert not mine.open_until(20, "elsewhere", 1)
+    assert mine.free_at(1) == 10
+    assert theirs.open_until(20, "elsewhere", 1)
+    assert theirs.free_at(1) == 20
+    assert theirs.why == "elsewhere"
+    assert not theirs.open_until(40, "elsewhere again", 2)
+    assert theirs.free_at(2) == 20
+    assert not theirs.open_until(60, "elsewhere again", 21)
+    assert theirs.state(21) == "half_open"
 
 
 def test_an_opening_that_is_over_opens_nothing() -> None:
     breaker = Breaker()
-    assert not breaker.open_until(5, 1, "elsewhere", 6)
+    assert not breaker.open_until(5, "elsewhere", 6)
     assert breaker.state(6) == "closed"
 
 
@@ -304,9 +307,9 @@ class Lives(RuleBasedStateMachine):
         if self.breaker.opened_at != before:
             self.probes.clear()
 
-    @rule(seconds=st.floats(0.1, 30), openings=st.integers(1, 5))
-    def hear(self, seconds: float, openings: int) -> None:
-        if self.breaker.open_until(self.now + seconds, openings, "elsewhere", self.now):
+    @rule(seconds=st.floats(0.1, 30))
+    def hear(self, seconds: float) -> None:
+        if self.breaker.open_until(self.now + seconds, "elsewhere", self.now):
             self.probes.clear()
 
     @invariant()

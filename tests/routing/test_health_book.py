@@ -1,5 +1,6 @@
 """What the book makes of attempts: which failures are the target's, which the key's, which nobody's."""
 
+import math
 import random
 
 import pytest
@@ -19,6 +20,7 @@ from router.errors import (
     Unreachable,
     VendorAuthFailed,
     VendorFailed,
+    VendorModelForbidden,
     VendorModelUnknown,
     VendorOverloaded,
     VendorQuotaExhausted,
@@ -27,6 +29,7 @@ from router.health import Ended, Health, Standing, key_id
 from router.provider import Target
 from router.quantities import Timeout
 from router.route import HealthRules
+from router.routing.ewma import TAU
 from router.routing.health_book import MOST_TARGETS, HealthBook, Told
 
 TARGET, OTHER = Target("acme", "large"), Target("acme", "small")
@@ -59,11 +62,13 @@ def attempt(
     target: Target = TARGET,
     seconds: float = 1.0,
     answered: bool | None = None,
+    streamed: bool = True,
+    complete: bool = True,
 ) -> None:
     book.begin(target)
     clock.now += seconds
     answered = error is None if answered is None else answered
-    book.end(Ended(target, error, answered, seconds / 2 if answered else None, seconds))
+    book.end(Ended(target, error, answered, seconds / 2 if answered and streamed else None, seconds, complete))
 
 
 def ill(book: HealthBook, clock: Clock, target: Target = TARGET) -> None:
@@ -303,6 +308,69 @@ def test_targets_that_all_run_have_room(book: HealthBook, clock: Clock) -> None:
     assert book.standing(TARGET).first_token == 0.5
 
 
+# -- clients that leave, answers that are not streamed -----------------------------------------------------------------
+
+
+def test_an_answer_that_a_client_left_counts_neither_way(book: HealthBook, clock: Clock) -> None:
+    attempt(book, clock, seconds=10)
+    for _ in range(5):
+        attempt(book, clock, seconds=2, complete=False)
+    standing = book.standing(TARGET)
+    assert standing.duration is not None
+    assert standing.duration == pytest.approx(10 * math.exp(-10 / TAU)), "nothing was added to it"
+    assert standing.first_token == pytest.approx(1 + 4 * math.exp(-10 / TAU)), "the first deltas were"
+    shown = book.shown(TARGET)
+    assert shown is not None
+    assert shown.attempts == 1
+
+
+def test_clients_that_leave_do_not_break_a_row_of_failures(book: HealthBook, clock: Clock) -> None:
+    for _ in range(4):
+        attempt(book, clock, VendorFailed("no"))
+        attempt(book, clock, complete=False)
+    assert book.standing(TARGET).state == "closed"
+    attempt(book, clock, VendorFailed("no"))
+    assert book.standing(TARGET).state == "open"
+
+
+def test_a_probe_that_its_client_left_makes_room_for_the_next(book: HealthBook, clock: Clock) -> None:
+    ill(book, clock)
+    clock.now += 10
+    attempt(book, clock, complete=False)
+    standing = book.standing(TARGET)
+    assert (standing.state, standing.free_at) == ("half_open", None)
+
+
+def test_an_answer_that_was_not_streamed_has_a_duration_alone(book: HealthBook, clock: Clock) -> None:
+    attempt(book, clock, seconds=4, streamed=False)
+    assert book.standing(TARGET).first_token is None
+    assert book.standing(TARGET).duration == 4
+    attempt(book, clock, seconds=4, streamed=False, complete=False)
+    assert book.standing(TARGET).first_token is None
+
+
+# -- models that our key may not use -------------------------------------------------------------------------------
+
+
+def test_a_forbidden_model_rests_alone_and_is_nothing_to_tell(book: HealthBook, clock: Clock) -> None:
+    calls = listened(book)
+    attempt(book, clock, VendorModelForbidden("no"))
+    standing = book.standing(TARGET)
+    assert standing.state == "open"
+    assert standing.free_at is not None
+    assert standing.free_at > clock.now + 200
+    assert book.standing(OTHER) == Standing()
+    assert calls == []
+
+
+def test_refusals_do_not_take_out_a_model_that_answers_others(book: HealthBook, clock: Clock) -> None:
+    for _ in range(3):
+        attempt(book, clock)
+        for _ in range(10):
+            attempt(book, clock, VendorModelForbidden("no"))
+            assert book.standing(TARGET).state == "closed"
+
+
 # -- for people ----------------------------------------------------------------------------------------------------
 
 
@@ -388,6 +456,81 @@ def test_what_was_heard_is_not_told_again(book: HealthBook, peer: HealthBook, cl
     ill(book, clock)
     peer.hear(book.take_told())
     assert peer.take_told() == []
+
+
+def test_nobody_is_told_to_rest_for_longer_than_a_first_rest(book: HealthBook, clock: Clock) -> None:
+    book.hear([Told("open", "acme", "large", 300)])
+    for seconds in (1, 4, 4):
+        clock.now += seconds
+        book.hear([Told("open", "acme", "large", 300)])
+    clock.now += 2
+    assert book.standing(TARGET).state == "half_open"
+    assert book.standing(TARGET).free_at is None
+
+
+def test_others_that_were_wrong_twice_are_not_believed_for_a_while(book: HealthBook, clock: Clock) -> None:
+    for _ in range(2):
+        book.hear([Told("open", "acme", "large", 10)])
+        assert book.standing(TARGET).state == "open"
+        clock.now += 11
+        attempt(book, clock)
+    book.hear([Told("open", "acme", "large", 10)])
+    assert book.standing(TARGET).state == "closed"
+    clock.now += 301
+    book.hear([Told("open", "acme", "large", 10)])
+    assert book.standing(TARGET).state == "open"
+
+
+def test_others_are_wrong_too_where_a_third_has_closed_the_breaker_before(book: HealthBook, clock: Clock) -> None:
+    for _ in range(2):
+        book.hear([Told("open", "acme", "large", 10)])
+        book.hear([Told("closed", "acme", "large")])
+        attempt(book, clock)
+    book.hear([Told("open", "acme", "large", 10)])
+    assert book.standing(TARGET).state == "closed"
+
+
+def test_an_answer_to_what_was_asked_before_belies_nobody(book: HealthBook, clock: Clock) -> None:
+    for _ in range(3):
+        book.begin(TARGET)
+        clock.now += 1
+        book.hear([Told("open", "acme", "large", 10)])
+        book.end(Ended(TARGET, None, True, 1.0, 1.0))
+        assert book.standing(TARGET).state == "open"
+        book.hear([Told("closed", "acme", "large")])
+
+
+def test_others_are_believed_again_when_they_were_right(book: HealthBook, clock: Clock) -> None:
+    for _ in range(2):
+        book.hear([Told("open", "acme", "large", 10)])
+        clock.now += 11
+        attempt(book, clock)
+    ill(book, clock)
+    clock.now += 11
+    attempt(book, clock)
+    book.hear([Told("open", "acme", "large", 10)])
+    assert book.standing(TARGET).state == "open"
+
+
+def test_a_process_that_cannot_reach_a_vendor_does_not_take_it_from_the_others(clock: Clock) -> None:
+    names = ("sick", "well", "other")
+    books = {name: HealthBook(HealthRules(), clock, random.Random(name)) for name in names}
+    for each in books.values():
+        listened(each)
+    resting = dict.fromkeys(names, 0)
+    for _ in range(3600):
+        clock.now += 1
+        for name, each in books.items():
+            if each.standing(TARGET).free_at is None:
+                attempt(each, clock, Unreachable("no route") if name == "sick" else None, seconds=0)
+            else:
+                resting[name] += 1
+        told = {name: each.take_told() for name, each in books.items()}
+        for name, each in books.items():
+            each.hear(word for teller in names if teller != name for word in told[teller])
+    assert resting["sick"] > 3000
+    assert resting["well"] < 360
+    assert resting["other"] < 360
 
 
 def test_what_is_still_to_be_told_is_newer_than_what_is_heard(book: HealthBook, clock: Clock) -> None:
