@@ -86,7 +86,7 @@ def build_adapter(
     first = providers[0]
     upstream: Upstream
     if isinstance(first, InProcess):
-        upstream = InProcessUpstream(row.name, first)
+        upstream = InProcessUpstream(row.name, first, row.max_parallel)
     else:
         upstream = HttpUpstream(row.name, carrier(row.transport, context), row.max_parallel)
     keyed = [

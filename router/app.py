@@ -59,7 +59,7 @@ from router.running import Running
 from router.services import Services
 from router.settings import Cors, PluginRow
 from router.telemetry import configure
-from router.upstream import CarrierFactory, HttpUpstream, make_carrier, tls_context
+from router.upstream import CarrierFactory, make_carrier, tls_context
 from router.wire.openai_chat import ChatCompletionRequest
 
 T = TypeVar("T")
@@ -193,7 +193,7 @@ def build_generation(
 
     def crowded(provider: str) -> bool:
         adapter = adapters.get(provider)
-        return adapter is None or (isinstance(adapter.upstream, HttpUpstream) and adapter.upstream.crowded)
+        return adapter is None or adapter.upstream.crowded
 
     answered = shadows.offering(
         config.experiments.values(),

@@ -33,6 +33,7 @@ class RouteReader:
             except Unreadable:
                 continue
             read = _read(targets, route.targets)
+            self._without_effect(entry.node, path, route)
             if route.balance == "weighted" and read and not any(each.weight for each in read):
                 self._reader.report(entry.place, f"{written(path)}: all weights are 0, so no target would be chosen")
             found[name] = Route(
@@ -46,6 +47,42 @@ class RouteReader:
                 route.timeouts,
             )
         return found
+
+    def _without_effect(self, node: Node, path: Path, route: RouteEntry) -> None:
+        """Note what is written and would do nothing: whoever wrote it counts on it."""
+        if route.balance != "weighted":
+            for steps in (("targets",), *(("fallback", kind) for kind in get_args(FallbackClass))):
+                listed, _ = find(node, steps)
+                for index, item in enumerate(listed.items if isinstance(listed, Sequence) else ()):
+                    weight, _ = find(item, ("weight",)) if isinstance(item, Mapping) else (None, None)
+                    if weight is not None:
+                        self._nothing(
+                            weight,
+                            (*path, *steps, index, "weight"),
+                            f"means nothing with `balance: {route.balance}`: write `balance: weighted`, or remove it",
+                        )
+        hedge, (written_, _), attempts = route.hedge, find(node, ("hedge",)), find(node, ("retry", "attempts"))[0]
+        if hedge is None or written_ is None:
+            return
+        share, after = find(written_, ("share",))[0], find(written_, ("after",))[0]
+        if len(route.targets) < 2:
+            self._nothing(written_, (*path, "hedge"), "needs a second target to ask: list one, or remove `hedge`")
+        if not hedge.share:
+            self._nothing(
+                share or written_, (*path, "hedge", "share"), "is 0%, so that no call is hedged: remove `hedge`"
+            )
+        if route.retry.attempts == 1:
+            words = "is 1, so that no call is hedged, which takes a second attempt: write 2, or remove `hedge`"
+            self._nothing(attempts or written_, (*path, "retry", "attempts"), words)
+        for name in ("first_token", "total"):
+            limit = None if route.timeouts is None else getattr(route.timeouts, name)
+            if limit is not None and hedge.after >= limit:
+                words = f"is not shorter than `timeouts.{name}`, which ends the attempt before it"
+                self._nothing(after or written_, (*path, "hedge", "after"), words)
+                break
+
+    def _nothing(self, node: Node, path: Path, words: str) -> None:
+        self._reader.report(node.place, f"{written(path)} {words}")
 
     def _list(self, route: Node, path: Path) -> list[Target | None]:
         """The targets in the list at `path`, whose first two steps lead to the route; None for one that is wrong. What

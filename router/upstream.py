@@ -160,21 +160,25 @@ class Upstream(Protocol):
         """Send and wait for the vendor's status. Raises `ProviderError` or `Overloaded`."""
         ...
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more than half of its room is taken: nothing that can wait should be sent."""
+        ...
+
     async def aclose(self) -> None: ...
 
 
-class HttpUpstream:
-    """The vendor behind a socket."""
+class Room:
+    """How many calls may run at one provider, and how many do."""
 
-    def __init__(self, name: str, carrier: Carrier, max_parallel: int) -> None:
+    def __init__(self, name: str, max_parallel: int) -> None:
         self.name = name
-        self._carrier = carrier
         self._max_parallel = max_parallel
-        self._drains: dict[asyncio.Task[None], HttpStream] = {}
         self.open = 0
         """Calls that wait for an answer or are reading one."""
 
-    async def send(self, request: HttpRequest, timeouts: Timeouts) -> "HttpStream":
+    def enter(self) -> None:
+        """Count one call more. Raises `Overloaded` when there is no room for it."""
         if self.open >= self._max_parallel:
             raise Overloaded(
                 f"{self._max_parallel} calls to provider `{self.name}` are running, which is its `max_parallel`; "
@@ -182,6 +186,23 @@ class HttpUpstream:
                 retry_after=1.0,
             )
         self.open += 1
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more than half of its room is taken: nothing that can wait should be sent."""
+        return 2 * self.open >= self._max_parallel
+
+
+class HttpUpstream(Room):
+    """The vendor behind a socket."""
+
+    def __init__(self, name: str, carrier: Carrier, max_parallel: int) -> None:
+        super().__init__(name, max_parallel)
+        self._carrier = carrier
+        self._drains: dict[asyncio.Task[None], HttpStream] = {}
+
+    async def send(self, request: HttpRequest, timeouts: Timeouts) -> "HttpStream":
+        self.enter()
         try:
             return HttpStream(self, await self._carrier.send(request, timeouts))
         except BaseException as error:
@@ -190,11 +211,6 @@ class HttpUpstream:
             if mapped is None:
                 raise
             raise mapped from error
-
-    @property
-    def crowded(self) -> bool:
-        """Whether more than half of its room is taken: nothing that can wait should be sent."""
-        return 2 * self.open >= self._max_parallel
 
     @property
     def draining(self) -> int:
@@ -258,24 +274,30 @@ class HttpStream:
             return
 
 
-class InProcessUpstream:
+class InProcessUpstream(Room):
     """The vendor in this process: `mock`."""
 
-    def __init__(self, name: str, vendor: InProcess) -> None:
-        self._name = name
+    def __init__(self, name: str, vendor: InProcess, max_parallel: int) -> None:
+        super().__init__(name, max_parallel)
         self._vendor = vendor
 
     async def send(self, request: HttpRequest, timeouts: Timeouts) -> "InProcessStream":
-        response = await self._vendor.respond(request)
-        return InProcessStream(self._name, HttpHead(response.status, response.headers), response.body)
+        self.enter()
+        try:
+            response = await self._vendor.respond(request)
+        except BaseException:
+            self.open -= 1
+            raise
+        return InProcessStream(self, HttpHead(response.status, response.headers), response.body)
 
     async def aclose(self) -> None:
         return
 
 
 class InProcessStream:
-    def __init__(self, name: str, head: HttpHead, body: AsyncIterator[bytes]) -> None:
-        self._name = name
+    def __init__(self, room: Room, head: HttpHead, body: AsyncIterator[bytes]) -> None:
+        self._room = room
+        self._closed = False
         self.head = head
         self._body = body
 
@@ -283,13 +305,17 @@ class InProcessStream:
         try:
             return await anext(self._body, b"")
         except OSError as error:
-            message = f"the connection to provider `{self._name}` broke: {error}"
+            message = f"the connection to provider `{self._room.name}` broke: {error}"
             raise Unreachable(message, code="connection_lost") from error
 
     async def release(self) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._room.open -= 1
         if hasattr(self._body, "aclose"):
             await self._body.aclose()
 

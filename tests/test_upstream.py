@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import socket
 import ssl
+from collections.abc import AsyncGenerator
 
 import aiohttp
 import httpx
@@ -18,10 +19,10 @@ from router.errors import (
     TimedOut,
     Unreachable,
 )
-from router.provider import HttpRequest
+from router.provider import HttpRequest, VendorResponse
 from router.route import Timeouts
 from router.settings import Transport
-from router.upstream import CAUSES, HttpUpstream, HttpxCarrier, make_carrier, mapped_error
+from router.upstream import CAUSES, HttpUpstream, HttpxCarrier, InProcessUpstream, make_carrier, mapped_error
 from support.vendor import Exchange, vendor
 
 LIMITS = Timeouts(connect=2)
@@ -228,6 +229,46 @@ async def test_more_calls_than_max_parallel_are_refused_with_words(transport: Tr
         second = await sent.send(posting(played.url), LIMITS)
         await second.aclose()
         await sent.aclose()
+
+
+class Inside:
+    """A vendor in this process; `fails`: with what it answers next."""
+
+    fails: BaseException | None = None
+
+    async def respond(self, request: HttpRequest) -> VendorResponse:
+        if self.fails is not None:
+            raise self.fails
+
+        async def body() -> AsyncGenerator[bytes]:
+            yield b"one"
+            yield b"two"
+
+        return VendorResponse(200, {}, body())
+
+
+@pytest.mark.parametrize("end", ["release", "aclose", "both"])
+async def test_max_parallel_holds_for_a_vendor_in_this_process(end: str) -> None:
+    inside = Inside()
+    sent = InProcessUpstream("v", inside, max_parallel=2)
+    assert not sent.crowded
+    first, second = await sent.send(posting("mock"), LIMITS), await sent.send(posting("mock"), LIMITS)
+    assert sent.crowded
+    with pytest.raises(Overloaded, match="2 calls to provider `v` are running, which is its `max_parallel`"):
+        await sent.send(posting("mock"), LIMITS)
+    assert await first.read() == b"one"
+    if end != "aclose":
+        await first.release()
+    if end != "release":
+        await first.aclose()
+    assert sent.open == 1
+    for failure in (OSError("broken"), asyncio.CancelledError()):
+        inside.fails = failure
+        with pytest.raises(type(failure)):
+            await sent.send(posting("mock"), LIMITS)
+        assert sent.open == 1
+    await second.aclose()
+    assert sent.open == 0
 
 
 async def test_two_hundred_answers_can_be_open_at_once(transport: Transport) -> None:

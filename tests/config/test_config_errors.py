@@ -343,6 +343,46 @@ VALUES = {
         "1:17: `plugins[0].auth` must be a mapping of keys to values, not a number",
     ),
 }
+TWO = "targets: [mock/echo, mock/tools]"
+NO_EFFECT = {
+    "weight-when-ordered": (
+        "targets: [{target: mock/echo, weight: 1}, mock/tools]",
+        (
+            "3:48: `models.chat.targets[0].weight` means nothing with `balance: ordered`: "
+            "write `balance: weighted`, or remove it"
+        ),
+    ),
+    "weight-of-a-fallback": (
+        "targets: [mock/echo], balance: cost, fallback: {unsupported: [mock/tools, {target: mock/lorem-5, weight: 0}]}",
+        (
+            "3:115: `models.chat.fallback.unsupported[1].weight` means nothing with `balance: cost`: "
+            "write `balance: weighted`, or remove it"
+        ),
+    ),
+    "hedge-of-one-target": (
+        "targets: [mock/echo], fallback: {unsupported: [mock/tools]}, hedge: {after: 1s}",
+        "3:78: `models.chat.hedge` needs a second target to ask: list one, or remove `hedge`",
+    ),
+    "hedge-after-the-first-token": (
+        f"{TWO}, hedge: {{after: 5s}}, timeouts: {{first_token: 5s}}",
+        "3:59: `models.chat.hedge.after` is not shorter than `timeouts.first_token`, which ends the attempt before it",
+    ),
+    "hedge-after-the-end": (
+        f"{TWO}, hedge: {{after: 2m}}, timeouts: {{total: 1m}}",
+        "3:59: `models.chat.hedge.after` is not shorter than `timeouts.total`, which ends the attempt before it",
+    ),
+    "hedge-of-no-call": (
+        f"{TWO}, hedge: {{after: 1s, share: 0%}}",
+        "3:70: `models.chat.hedge.share` is 0%, so that no call is hedged: remove `hedge`",
+    ),
+    "hedge-without-a-second-attempt": (
+        f"{TWO}, hedge: {{after: 1s}}, retry: {{attempts: 1}}",
+        (
+            "3:82: `models.chat.retry.attempts` is 1, so that no call is hedged, which takes a second attempt: "
+            "write 2, or remove `hedge`"
+        ),
+    ),
+}
 URL = "1:45: `providers.a.base_url`"
 ADDRESSES = {
     "api.example.com/v1": f"{URL} must be a URL that begins with https:// or http:// and a host",
@@ -386,6 +426,24 @@ VARIABLES = {
 @pytest.mark.parametrize(("text", "expected"), VALUES.values(), ids=VALUES)
 def test_a_wrong_value_is_pointed_at(text: str, expected: str) -> None:
     assert errors(text) == [expected]
+
+
+@pytest.mark.parametrize(("route", "expected"), NO_EFFECT.values(), ids=NO_EFFECT)
+def test_what_would_do_nothing_is_pointed_at(route: str, expected: str) -> None:
+    assert errors(f"{MOCK}models:\n  chat: {{{route}}}\n") == [expected]
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "targets: [{target: mock/echo, weight: 3}], balance: weighted",
+        f"{TWO}, hedge: {{after: 4s}}, retry: {{attempts: 2}}, timeouts: {{first_token: 5s, total: 5s}}",
+        f"{TWO}, retry: {{attempts: 1}}",
+        "targets: [mock/echo], balance: latency, continuation: true, retry: {attempts: 1}",
+    ],
+)
+def test_what_does_something_is_valid(route: str) -> None:
+    assert parse(f"{MOCK}models:\n  chat: {{{route}}}\n", "c.yaml", {}).config.models
 
 
 @pytest.mark.parametrize(("address", "expected"), ADDRESSES.items())

@@ -15,6 +15,7 @@ server: {region: eu}
 providers:
   mock: {protocol: mock, can: {lorem-9: {tools: false, context: 200}}}
   far: {protocol: mock, region: us}
+  tight: {protocol: mock, max_parallel: 1}
 plugins: []
 ledger: {enabled: false}
 models:
@@ -182,6 +183,17 @@ async def test_a_full_target_is_passed_over_and_when_all_are_full_the_call_is_re
             assert third.status_code == 503
             assert third.headers["retry-after"] == "1"
             assert "full: 1 of 1 calls at once" in third.json()["error"]["message"]
+
+
+async def test_a_provider_takes_no_more_calls_at_once_than_it_may() -> None:
+    async with gateway() as opened:
+        for _ in range(3):
+            assert (await asked(opened, "tight/lorem-1")).status_code == 200
+        async with opened.stream("POST", "/v1/chat/completions", json=asking("tight/stall-1")) as first:
+            assert first.status_code == 200
+            refused = await asked(opened, "tight/lorem-1")
+            assert refused.status_code == 503
+            assert "which is its `max_parallel`" in refused.json()["error"]["message"]
 
 
 async def test_weights_say_which_part_of_the_calls_a_target_gets() -> None:
