@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from router.adapters import Adapter, Keyed
-from router.call import Call
+from router.call import Call, Principal
 from router.catalog import Catalog
 from router.chooser import Chooser
 from router.config import parse
@@ -150,3 +150,27 @@ def test_a_fallback_keeps_to_the_region_that_the_call_names() -> None:
     assert setting.chosen(call) == ["a/x"]
     way = setting.catalog.resolve("chat")
     assert [each.target.model for each in setting.chooser.fallback(call, way, "context_length")] == ["long"]
+
+
+def test_the_region_of_a_key_binds_a_call_that_names_its_target() -> None:
+    text = "providers: {a: {protocol: mock, region: us}, b: {protocol: mock}}\n"
+    for region, model, there in (
+        ("us", "a/x", True),
+        ("eu, us", "a/x", True),
+        ("eu", "a/x", False),
+        ("us", "b/y", False),
+    ):
+        call = a_call(model).with_principal(Principal("dw-1", tags={"region": region}))
+        if there:
+            assert Setting(text=text).chosen(call) == [model]
+            continue
+        with pytest.raises(InvalidRequest) as caught:
+            Setting(text=text).chosen(call)
+        assert caught.value.code == "no_target"
+        assert [str(each.target) for each in call.trip.skipped] == [model]
+
+
+def test_a_key_whose_region_is_empty_does_not_free_a_call_from_its_own() -> None:
+    call = msgspec.structs.replace(a_call("a/x"), regions=("eu",))
+    assert call.with_principal(Principal("dw-1", tags={"region": ""})).regions == ("eu",)
+    assert call.with_principal(Principal("dw-1", tags={"region": "us"})).regions == ("us",)
