@@ -40,6 +40,7 @@ from router.http.admin_health import admin_health_routes
 from router.http.chat import Chat
 from router.http.config import config_routes
 from router.http.errors import ErrorResponses
+from router.http.experiments import experiment_routes
 from router.http.feedback import feedback_routes
 from router.http.health import health_routes
 from router.http.keys import key_routes
@@ -307,6 +308,7 @@ def create_app(gateway: Gateway) -> Litestar:
             *receipt_routes(behind.store, behind.books, caller),
             *usage_routes(behind.store, behind.books, priced, caller),
             *feedback_routes(behind.store, behind.books, caller, experiments, recorded=recorded),
+            *experiment_routes(behind.store, behind.books, behind.states, lambda: generations.current, caller),
             *key_routes(keyring, door, plugins=lambda: frozenset(generations.current.layer_names)),
             *config_routes(gateway.reloader, door),
             *health_routes(gateway.running, behind.books, generations),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from router.config import ConfigError
 
 DEFAULT_CONFIG = "providers.yaml"
-ELSEWHERE: Final = ("feedback", "keys", "plan", "reconcile", "reload", "requests", "usage")
+ELSEWHERE: Final = ("experiments", "feedback", "keys", "plan", "reconcile", "reload", "requests", "usage")
 """Commands that are a module of `router.commands` each, imported when they are wanted."""
 
 
