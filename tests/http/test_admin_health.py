@@ -25,6 +25,7 @@ from router.quantities import decode
 from router.route import HealthRules
 from router.routing.health_book import HealthBook
 from support.serving import asking, client, gateway, served
+from support.vendor import Exchange, plays_hello, vendor
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "health.md"
 ADMIN = "k" * 48
@@ -327,3 +328,20 @@ def test_the_rules_in_the_document_are_those_that_hold_without() -> None:
     rules = yaml.safe_load(example("yaml"))["health"]
     assert msgspec.convert(rules, HealthRules, dec_hook=decode) == HealthRules()
     assert set(rules) == set(HealthRules.__struct_fields__)
+
+
+async def test_a_model_that_the_account_may_not_use_takes_out_no_key() -> None:
+    async def script(exchange: Exchange) -> None:
+        if exchange.request.json()["model"] == "forbidden":
+            body = {"error": {"message": "No access to forbidden.", "code": "permission_denied"}}
+            await exchange.whole(403, msgspec.json.encode(body))
+        else:
+            await plays_hello(exchange)
+
+    async with vendor(script) as played, running(CONFIG.replace("http://127.0.0.1:9", played.url)) as server:
+        for _ in KEYS:
+            answer = await server.http.post("/v1/chat/completions", json=asking("acme/forbidden", stream=False))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (502, "provider_permission_denied")
+        assert {row["state"] for row in (await server.provider())["keys"]} == {"usable"}
+        answer = await server.http.post("/v1/chat/completions", json=asking("alone"))
+        assert answer.status_code == 200
