@@ -69,6 +69,9 @@ class _Running:
         plan = self._plan
         if plan is None or plan.state is not state:
             expected = expected_shares(self.experiment, state)
+            held = self.experiment.holdout
+            if held:
+                expected = {**{name: share * (100 - held) / 100 for name, share in expected.items()}, HOLDOUT: held}
             told = ",".join(f"{name}={share:.12g}" for name, share in expected.items())
             plan = self._plan = _Plan(state, shares_in_force(self.experiment, state), told)
         return plan

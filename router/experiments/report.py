@@ -6,6 +6,7 @@ calls are those that were assigned to it, whoever has answered them in the end.
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
@@ -17,7 +18,7 @@ from router.experiments.sample_ratio import Period, SampleRatio, sample_ratio
 from router.experiments.sentence import sentence
 from router.experiments.statistics import ALPHA, LEAST_UNITS, Comparison, Interval, Sums, breaches, compare
 from router.store.experiment_states import KeptState
-from router.store.experiments import Difference, ExperimentSums, ShadowPairs
+from router.store.experiments import Difference, ExperimentSums, ShadowPairs, Stratum
 
 Standing: TypeAlias = Literal["not_begun", "running", "ended"]
 OWN: Final[Mapping[str, Metric]] = {
@@ -77,7 +78,7 @@ class Pairs(Struct, frozen=True):
     n: int
     mean: float | None
     interval: tuple[float, float] | None
-    """None: fewer than `LEAST_UNITS` pairs."""
+    """None: fewer than `LEAST_UNITS` pairs, or pairs that are not independent."""
     original: float | None
     """The originals' mean."""
 
@@ -103,6 +104,9 @@ class Report(Struct, frozen=True, kw_only=True):
     end: int | None
     holdout: float
     currency: str
+    since: int | None
+    """Of the calls that figures and verdicts are made of; Unix milliseconds, as all times here."""
+    until: int | None
     first_at: int | None
     last_at: int | None
     arms: list[ArmReport]
@@ -156,17 +160,19 @@ def report(
     sums: ExperimentSums,
     pairs: Mapping[str, ShadowPairs],
     kept: KeptState,
+    strata: Sequence[Stratum],
     currency: str,
     now: int,
+    period: tuple[int | None, int | None] = (None, None),
 ) -> Report:
-    """`now`: Unix milliseconds."""
+    """`sums` are of the calls of `period`, `strata` of all. `now` and the period: Unix milliseconds."""
     comparisons = compared(experiment, sums)
     shares = expected_shares(experiment, kept.state)
     listed = [experiment.control, *(arm.name for arm in experiment.arms if arm.name != experiment.control)]
     if experiment.holdout or HOLDOUT in sums.arms:
         listed.append(HOLDOUT)
     arms = [_arm(experiment, name, sums, comparisons, shares, kept, currency) for name in listed]
-    ratio = _sample_ratio(sums)
+    ratio = _sample_ratio(strata)
     wrong = breached(experiment, comparisons)
     guards = [
         Guard(guard.metric, guard.worse_by, [arm for arm, metric in wrong if metric == guard.metric])
@@ -182,14 +188,20 @@ def report(
         end=experiment.end,
         holdout=experiment.holdout,
         currency=currency,
+        since=period[0],
+        until=period[1],
         first_at=sums.first_at,
         last_at=sums.last_at,
         arms=arms,
         sample_ratio=ratio,
         guardrails=guards,
         shadow=_shadow(experiment, pairs),
-        sentences=_sentences(experiment, arms, comparisons, ratio),
+        sentences=_sentences(experiment, arms, comparisons, ratio, strata, period),
     )
+
+
+def _day(at: int) -> str:
+    return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _standing(experiment: Experiment, now: int) -> Standing:
@@ -208,7 +220,6 @@ def _arm(
     currency: str,
 ) -> ArmReport:
     found, beside = sums.arms.get(name), comparisons.get(name, {})
-    control = next(iter(comparisons.values()), {}) if name == experiment.control else {}
     metrics: dict[str, MetricReport] = {}
     for metric, kind in metrics_of(experiment).items():
         of_arm = Sums() if found is None else found.metrics.get(metric, Sums())
@@ -216,8 +227,8 @@ def _arm(
         error = None
         if comparison is not None:
             error = comparison.arm.error
-        elif metric in control:
-            error = control[metric].control.error
+        elif name == experiment.control:
+            error = next((each[metric].control.error for each in comparisons.values() if each[metric].reach), None)
         metrics[metric] = MetricReport(
             currency if metric == "cost" else UNITS.get(metric, "share" if kind.kind == "binary" else ""),
             kind.higher_is,
@@ -229,7 +240,7 @@ def _arm(
     why = kept.why.get(name)
     return ArmReport(
         name,
-        shares.get(name),
+        experiment.holdout if name == HOLDOUT else shares.get(name),
         0 if found is None else found.exposures,
         0 if found is None else found.units,
         metrics,
@@ -255,9 +266,28 @@ def _ends(interval: Interval | None) -> tuple[float, float] | None:
     return None if interval is None else (interval.low, interval.high)
 
 
-def _sample_ratio(sums: ExperimentSums) -> SampleRatio | None:
+def comparable(experiment: Experiment, strata: Sequence[Stratum]) -> tuple[int | None, int | None]:
+    """From when and until when the shares were the last ones that gave every arm some: (None, None) if they never were
+    others.
+
+    With other shares at other times, what changes with time looks like a difference between arms. Where the shares are
+    adapted all the time there is no such period.
+    """
+    if experiment.adapt is not None or len(strata) < 2:
+        return None, None
+    names = {arm.name for arm in experiment.arms if arm.share}
+    until: int | None = None
+    for stratum in reversed(strata):
+        shares = _shares(stratum.shares) if stratum.shares else {}
+        if names <= {name for name, share in shares.items() if share > 0}:
+            return stratum.first_at, until
+        until = stratum.first_at
+    return None, None
+
+
+def _sample_ratio(strata: Sequence[Stratum]) -> SampleRatio | None:
     """Units by arm beside the shares that were in force when each came; None: there are none yet."""
-    periods = [Period(_shares(stratum.shares), stratum.units) for stratum in sums.strata if stratum.shares]
+    periods = [Period(_shares(stratum.shares), stratum.units) for stratum in strata if stratum.shares]
     return sample_ratio(periods) if periods else None
 
 
@@ -279,19 +309,26 @@ def _shadow(experiment: Experiment, pairs: Mapping[str, ShadowPairs]) -> ShadowR
         sum(each.same_outcome for each in found),
         sum(each.original_errors for each in found),
         sum(each.repeated_errors for each in found),
-        {name: _pairs([each.differences[name] for each in found if name in each.differences]) for name in names},
+        {
+            name: _pairs(
+                [each.differences[name] for each in found if name in each.differences],
+                independent=experiment.unit == "request",
+            )
+            for name in names
+        },
     )
 
 
-def _pairs(differences: Sequence[Difference]) -> Pairs:
-    """The mean difference of pairs, which are taken one by one: each call is drawn for itself."""
+def _pairs(differences: Sequence[Difference], *, independent: bool) -> Pairs:
+    """The mean difference of pairs. It has an interval only where the unit is the request: pairs of one user or key
+    resemble each other, and are not as many as they seem."""
     total = Difference()
     for each in differences:
         total += each
     if not total.n:
         return Pairs(0, None, None, None)
     mean = total.sum / total.n
-    if total.n < LEAST_UNITS:
+    if total.n < LEAST_UNITS or not independent:
         return Pairs(total.n, mean, None, total.original / total.n)
     variance = max(total.squares - total.n * mean * mean, 0.0) / (total.n - 1)
     half = math.sqrt(variance / total.n) * multiplier(total.n / _PAIR_TUNED * tuned(ALPHA), ALPHA)
@@ -303,6 +340,8 @@ def _sentences(
     arms: Sequence[ArmReport],
     comparisons: Mapping[str, Mapping[str, Comparison]],
     ratio: SampleRatio | None,
+    strata: Sequence[Stratum],
+    period: tuple[int | None, int | None],
 ) -> list[str]:
     said: list[str] = []
     if ratio is not None and ratio.alarm:
@@ -310,6 +349,15 @@ def _sentences(
         said.append(
             f"Units do not reach the arms in the planned shares ({counts}): find out why before you believe any other "
             "figure."
+        )
+    if period[0] is not None and len(strata) > 1:
+        said.append(
+            f"The shares were changed while it ran: figures are of calls since {_day(period[0])}, so that what has "
+            "changed with time is not taken for a difference between arms."
+        )
+    elif len(strata) > 1:
+        said.append(
+            "The shares were changed while it ran: what has changed with time may look like a difference between arms."
         )
     if not any(arm.exposures for arm in arms):
         return [*said, "No call has been in the experiment yet."]

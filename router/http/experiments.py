@@ -13,7 +13,7 @@ from router.call import Principal
 from router.errors import NotFound, PermissionDenied
 from router.experiment import Experiment
 from router.experiments.rates import rates
-from router.experiments.report import Report, report
+from router.experiments.report import Report, comparable, report
 from router.experiments.states import States
 from router.generation import Generation
 from router.http.described import described
@@ -22,7 +22,7 @@ from router.http.receipts import Caller, readable, up_to_date
 from router.ledger.books import Books
 from router.nearest import did_you_mean
 from router.store.experiment_states import KeptState, all_states
-from router.store.experiments import experiment_sums, shadow_pairs
+from router.store.experiments import ShadowPairs, experiment_sums, shadow_pairs
 from router.store.store import Store
 
 _PERIOD: Final = ("from", "to")
@@ -104,12 +104,19 @@ def experiment_routes(
         await up_to_date(books)
         worth = rates(generation.pricing, currency, now)
         kinds = {metric: each.kind for metric, each in experiment.metrics.items()}
-        period = {"since": selection.since, "until": selection.until}
+        since, until = selection.since, selection.until
         with readable():
-            sums = await experiment_sums(store, name, kinds, worth, **period)
-            pairs = {} if experiment.shadow is None else await shadow_pairs(store, name, worth, **period)
+            sums = await experiment_sums(store, name, kinds, worth, since=since, until=until)
+            strata = sums.strata
+            if since is None and until is None:
+                since, until = comparable(experiment, strata)
+                if since is not None or until is not None:
+                    sums = await experiment_sums(store, name, kinds, worth, since=since, until=until)
+            pairs: dict[str, ShadowPairs] = {}
+            if experiment.shadow is not None:
+                pairs = await shadow_pairs(store, name, worth, since=since, until=until)
             kept = (await all_states(store)).states.get(name, KeptState())
-        return report(experiment, sums, pairs, kept, currency, now)
+        return report(experiment, sums, pairs, kept, strata, currency, now, (since, until))
 
     return [list_experiments, report_experiment]
 

@@ -71,12 +71,15 @@ class Stratum(Struct, frozen=True):
     """As `router.experiment.Assigned` has them."""
     units: dict[str, int]
     """By the arm of their first call. Calls in the background are no part of it."""
+    first_at: int = 0
+    """When the first of these calls was made."""
 
 
 class ExperimentSums(Struct, frozen=True):
     arms: dict[str, ArmSums]
     """Those that calls were in."""
     strata: list[Stratum]
+    """In the order of time."""
     first_at: int | None
     """Of the calls, when the first and the last were made; None: there were none."""
     last_at: int | None
@@ -149,10 +152,15 @@ async def experiment_sums(
         if metrics:
             for row in (await connection.execute(_feedback_by_arm(exposed, metrics))).mappings():
                 arms[row["arm"]].metrics[row["metric"]] = _sums(row, "")
-        strata: dict[str, dict[str, int]] = {}
-        for shares, arm, units in await connection.execute(_strata(exposed)):
-            strata.setdefault(shares, {})[arm] = units
-    return ExperimentSums(arms, [Stratum(*found) for found in strata.items()], first_at, last_at)
+        strata: dict[str, Stratum] = {}
+        for shares, arm, units, began in await connection.execute(_strata(exposed)):
+            known = strata.get(shares)
+            if known is None:
+                strata[shares] = Stratum(shares, {arm: units}, began)
+            else:
+                strata[shares] = Stratum(shares, {**known.units, arm: units}, min(known.first_at, began))
+    in_time = sorted(strata.values(), key=lambda stratum: stratum.first_at)
+    return ExperimentSums(arms, in_time, first_at, last_at)
 
 
 async def shadow_pairs(
@@ -307,9 +315,13 @@ def _over_units(units: FromClause, prefix: str) -> Sequence[ColumnElement[Any]]:
 def _strata(exposed: ColumnElement[bool]) -> Select[Any]:
     table = exposures.c
     place = func.row_number().over(partition_by=table.unit, order_by=(table.created_at, table.call_id))
-    first = select(table.shares, table.arm, place.label("place")).where(exposed, table.arm != SHADOW).subquery()
+    first = (
+        select(table.shares, table.arm, table.created_at, place.label("place"))
+        .where(exposed, table.arm != SHADOW)
+        .subquery()
+    )
     return (
-        select(first.c.shares, first.c.arm, func.count())
+        select(first.c.shares, first.c.arm, func.count(), func.min(first.c.created_at))
         .where(first.c.place == 1)
         .group_by(first.c.shares, first.c.arm)
         .order_by(first.c.shares, first.c.arm)

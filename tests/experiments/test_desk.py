@@ -272,3 +272,9 @@ def test_a_forced_arm_needs_no_unit_and_no_start_and_is_not_stopped() -> None:
     states.now = ExperimentState(stopped=("qwen",), revision=1)
     call = a_call(None, principal=ADMIN, forced={"trial": "qwen"})
     assert arm(a_desk(states, start=1000, holdout=100), call) == "qwen"
+
+
+def test_the_shares_of_a_call_tell_of_the_holdout_too() -> None:
+    entered = a_desk(holdout=10).enter(a_call())
+    assert entered is not None
+    assert entered.assigned.shares == "control=45,qwen=45,holdout=10"
