@@ -19,6 +19,7 @@ from msgspec import Struct
 from plugins import known_plugins, load_plugin
 from plugins.auth import Auth
 from providers import known_protocols, load_provider
+from router.accepted import Accepted
 from router.adapters import Adapter, build_adapter
 from router.attempts import Attempts
 from router.backing import Backing, backing
@@ -69,6 +70,8 @@ CONFIG_VARIABLE = "DELTAWAY_CONFIG"
 """Tells worker processes which file to read; empty: the defaults."""
 KEYS_VARIABLE = "DELTAWAY_KEYS_NEEDED"
 """Tells them, as `1`, that others can reach the gateway: no reload may take `auth` away."""
+ACCEPTED_VARIABLE = "DELTAWAY_ACCEPTED"
+"""Tells them where the text is that was accepted last, which they begin with; empty: they read the file."""
 
 
 class Gateway(Struct, frozen=True):
@@ -105,6 +108,7 @@ def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = 
         if not is_file:
             words = "the gateway was started without a configuration: restart it with --config"
             raise ConfigError((loaded.document.problem((), words),))
+        _check_regular(name)
         return load(name, environ, **known)
 
     def make(found: Loaded, previous: Generation) -> Generation:
@@ -335,9 +339,26 @@ def from_environment() -> Litestar:
     """The application of one worker process; the configuration's path comes in the environment."""
     configure()
     environ = dict(os.environ)
-    gateway = build(read_config(environ.get(CONFIG_VARIABLE) or None, environ), environ)
+    path, kept = environ.get(CONFIG_VARIABLE) or None, environ.get(ACCEPTED_VARIABLE)
+    accepted = Accepted(FilePath(kept)) if path and kept else None
+    text = None if accepted is None else accepted.read()
+    if path is None or text is None:
+        loaded = read_config(path, environ)
+    else:
+        # under the file's own name: paths in it are beside that file, and messages name it
+        loaded = parse(text, path, environ, protocols=known_protocols(), plugins=known_plugins())
+    gateway = build(loaded, environ)
     gateway.reloader.keys_needed = environ.get(KEYS_VARIABLE) == "1"
+    gateway.reloader.accepted = accepted
     return create_app(gateway)
+
+
+def _check_regular(name: str) -> None:
+    """A pipe would hold whoever reads it until somebody writes. Raises `ConfigError`."""
+    path = FilePath(name)
+    if path.exists() and not path.is_file():
+        words = "is not a regular file, and only such a one can be read again: name another with --config"
+        raise ConfigError((Problem(name, 0, 0, words),))
 
 
 def _plugin(row: PluginRow, kind: Any, document: Document, services: Services) -> Plugin:

@@ -19,6 +19,7 @@ from typing import Final, Literal, TypeAlias
 import structlog
 from msgspec import Struct
 
+from router.accepted import Accepted
 from router.config import ConfigError, Loaded, Problem
 from router.differences import Change
 from router.generation import Generation, Generations
@@ -68,6 +69,9 @@ class Reloader:
         self.file = file
         self.keys_needed = False
         """Whether others can reach the gateway, and nobody has said that it may serve them without keys."""
+        self.accepted: Accepted | None = None
+        """Where other workers of this gateway find the text that was accepted last. One that began with it reads its
+        file once it runs, as at any reload."""
         self._running = running
         self._read = read
         self._make = make
@@ -76,14 +80,18 @@ class Reloader:
         self._id = f"ins_{ulid()}"
         self._version = version("deltaway")
         self._since = _now()
-        self._stamped = self._stamp()
-        """The files that were read last, or looked at."""
+        self._prices = generations.current.config.prices.file
+        """The prices file that was named when the configuration was read last, whatever came of it."""
+        self._stamped = self._first_stamp()
+        """The files as they were just before they were read last, whatever came of it."""
         self._handled: int | None = None
         """The number of the last announcement that was dealt with; None: the store has not been asked yet."""
         self._error: str | None = None
         self._said: tuple[str, ...] = ()
         """The problems that the log has been told last."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asked = False
+        """Somebody wants a reload soon, and none has begun to read since."""
         self._log = structlog.get_logger("deltaway.config")
 
     # -- what may be asked -------------------------------------------------------------------------------------------
@@ -118,6 +126,7 @@ class Reloader:
         told. Where it is refused nothing changes, and `ConfigError` is raised with every problem."""
         try:
             async with self._turn:
+                self._asked = False
                 swapped = await self._take_up()
             told = announce == "always" or (announce == "changes" and swapped)
             return swapped, await self._announce() if told else None
@@ -164,7 +173,10 @@ class Reloader:
                 await self._instances.remove(self._id)
 
     def soon(self, why: str) -> None:
-        """Reload as soon as may be; a file that is refused is told in the log."""
+        """Reload as soon as may be; a file that is refused is told in the log. One that waits is enough for all."""
+        if self._asked:
+            return
+        self._asked = True
         task = asyncio.create_task(self._reload_and_log(why, "always"))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -183,7 +195,7 @@ class Reloader:
     async def _take_up(self) -> bool:
         before = self.generations.current
         try:
-            after = await asyncio.to_thread(self._made, before, None)
+            after = await asyncio.to_thread(self._read_and_made, before)
         except ConfigError as error:
             self._error = "\n".join(map(str, error.problems))
             raise
@@ -195,16 +207,35 @@ class Reloader:
             return False
         try:
             await self.generations.swap(after)
+        except ConfigError as error:
+            self._error = "\n".join(map(str, error.problems))
+            raise
         except Exception as error:
             self._failed(error)
             raise
         self._error, self._said, self._since = None, (), _now()
         self._log.info("a new configuration is in force", generation=after.id, before=before.id)
+        if self.accepted is not None:
+            try:
+                await asyncio.to_thread(self.accepted.write, after.loaded.document.text)
+            except OSError as error:
+                self._log.error("workers that begin later begin with an older configuration", exc_info=error)
         return True
+
+    def _read_and_made(self, before: Generation) -> Generation:
+        """`_made` of the file; what is looked at is noted first, so that a change while it is read is seen. Runs in a
+        thread."""
+        self._stamped = self._stamp()
+        loaded = self._read(None)
+        self._prices = loaded.config.prices.file
+        self._stamped = (*self._stamped[:1], *self._stamp()[1:])
+        return self._follower(before, loaded)
 
     def _made(self, before: Generation, text: str | None) -> Generation:
         """The generation that may follow. Runs in a thread."""
-        loaded = self._read(text)
+        return self._follower(before, self._read(text))
+
+    def _follower(self, before: Generation, loaded: Loaded) -> Generation:
         problems = [*self._fixed(before.loaded, loaded)]
         after: Generation | None = None
         try:
@@ -262,6 +293,8 @@ class Reloader:
 
     async def _follow(self) -> None:
         told_at = -_ALIVE
+        if self.accepted is not None:
+            await self._reload_and_log("a worker begins", "never")
         while True:
             try:
                 number = await self._instances.announced()
@@ -311,21 +344,35 @@ class Reloader:
             try:
                 before, seen = seen, self._stamp()
                 # one that is being written, or replaced, is not judged
-                if seen == self._stamped or seen != before or None in seen:
+                if seen == self._stamped or seen != before:
                     continue
                 if self.generations.current.config.server.watch:
-                    self._stamped = seen
                     await self._reload_and_log("its file has changed", "changes")
             except Exception as error:
                 self._log.error("the configuration's file could not be watched", exc_info=error)
 
     def _stamp(self) -> Stamp:
         """Tells whether the files are those that they were. None: one is not there."""
+        return tuple(_stamp_of(path) for path in self._files())
+
+    def _files(self) -> list[Path]:
+        """The configuration's, and the prices' that it named when it was read last."""
         if self.file is None:
-            return ()
-        prices = self.generations.current.config.prices.file
-        paths = [Path(self.file), *([Path(self.file).parent / prices] if prices is not None else [])]
-        return tuple(_stamp_of(path) for path in paths)
+            return []
+        file = Path(self.file)
+        return [file] if self._prices is None else [file, file.parent / self._prices]
+
+    def _first_stamp(self) -> Stamp:
+        """That of the files if they are still what was read before this was made, else one that they cannot have."""
+        current = self.generations.current
+        stamp, texts = self._stamp(), (current.loaded.document.text, current.pricing.own_text)
+        for path, text in zip(self._files(), texts, strict=False):
+            try:
+                if not path.is_file() or text is None or path.read_bytes() != text.encode("utf-8"):
+                    return ()
+            except OSError:
+                return ()
+        return stamp
 
 
 def _stamp_of(path: Path) -> tuple[int, int, int] | None:

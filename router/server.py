@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from router.app import CONFIG_VARIABLE, KEYS_VARIABLE, Gateway, create_app
+from router.accepted import Accepted
+from router.app import ACCEPTED_VARIABLE, CONFIG_VARIABLE, KEYS_VARIABLE, Gateway, create_app
 from router.http.connection import ClientConnection
 from router.keyring import first_admin_key, unenforced
 from router.ledger.keeping import check_directory
@@ -94,7 +95,14 @@ def run(
         timeout_graceful_shutdown=int(shutdown.grace + LAST_WORDS + 1),
     )
     if workers > 1:
-        Workers(settings, sockets=[listening]).run()
+        accepted = Accepted(gateway.backing.directory / f"accepted-{os.getpid()}.yaml")
+        if config_path:
+            accepted.write(gateway.current.loaded.document.text)
+            os.environ[ACCEPTED_VARIABLE] = str(accepted.path)
+        try:
+            Workers(settings, sockets=[listening]).run()
+        finally:
+            accepted.remove()
         return
     try:
         uvicorn.Server(settings).run(sockets=[listening])

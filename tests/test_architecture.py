@@ -63,6 +63,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     # what does the work
     "machinery": (
+        "router.accepted",
         "router.adapters",
         "router.attempts",
         "router.bill",

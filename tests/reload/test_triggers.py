@@ -1,11 +1,13 @@
 """Who may say that a configuration is to be taken up: an admin, SIGHUP, the file itself, another process."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner
 from shows.processes import ADMIN_KEY, GatewayProcess, fetch, running
@@ -172,3 +174,38 @@ async def test_a_bad_file_ends_the_reload_command_with_all_its_problems(tmp_path
         said = await asyncio.to_thread(lambda: invoked(gateway, "reload", code=1))
         assert "providers.yaml:1:27: " in said
         assert said.count("providers.yaml:1:") == 2
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("refused", ["providers: {mock: {protocol: mok}}\n", 'store: "sqlite:///other.db"\n'])
+async def test_a_replaced_worker_begins_with_what_was_accepted_last(tmp_path: Path, refused: str) -> None:
+    first, second = written(FIRST), written(SECOND)
+    async with running(tmp_path, first, workers=2) as gateway, client(gateway.url) as http:
+        await until(lambda: holds(gateway, [generation_id(first, None)] * 2))
+        gateway.write({"providers.yaml": second})
+        gateway.signal(signal.SIGHUP)
+        await until(lambda: holds(gateway, [generation_id(second, None)] * 2))
+        kept = accepted_in(tmp_path)
+        assert kept.stat().st_mode & 0o777 == 0o600
+        gateway.write({"providers.yaml": refused + second.partition("\n")[2].replace("store:", "# store:")})
+        before = gateway.worker_pids()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: says(gateway, "was not taken up (a worker begins)"))
+        await until(lambda: answers(http))
+        assert await there_is(gateway) == generation_id(second, None)
+        assert not (tmp_path / "other.db").exists()
+        await gateway.stop()
+        assert not kept.exists()
+
+
+def accepted_in(directory: Path) -> Path:
+    (found,) = directory.glob("deltaway.journal/accepted-*.yaml")
+    return found
+
+
+async def answers(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.post("/v1/chat/completions", json=asking("new", stream=False))).status_code == 200
+    except httpx.TransportError:
+        return False
