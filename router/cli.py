@@ -1,6 +1,7 @@
 """The `deltaway` command. Imports what a subcommand needs when it runs: `--help` and `chat` start fast."""
 
 import os
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -52,6 +53,10 @@ config_option = click.option(
 @click.option("--insecure", is_flag=True, help="Serve without keys on an address that others can reach.")
 def serve(config: str | None, host: str, port: int, workers: int, insecure: bool) -> None:
     """Run the gateway. Without a configuration it serves `mock`, which needs no key."""
+    # it asks for a reload: until something can do one it waits, and while the gateway stops it ends nothing
+    if hasattr(signal, "SIGHUP"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from router.app import build, read_config
     from router.config import ConfigError
     from router.ledger.keeping import CannotKeep

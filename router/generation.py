@@ -17,13 +17,15 @@ from msgspec import structs
 from router.adapters import Adapter
 from router.call import Credentials, Principal, Terms
 from router.catalog import Catalog
-from router.config import Loaded
+from router.config import ConfigError, Loaded
 from router.plugin import Authenticator, CallNext, HasLifespan, Plugin
 from router.prices.pricing import PriceBookPricing
 from router.settings import Config, ProviderRow
 from router.upstream import Upstream
 
 _ID_LENGTH: Final = 12
+_PATIENCE: Final = 30.0
+"""Seconds that the plugins of a generation may take to open, and as many to close."""
 
 
 def generation_id(document: str, prices: str | None) -> str:
@@ -146,11 +148,14 @@ class Generations:
         """`comes` tells what outlives generations of each that comes into force; it may not fail."""
         self.current = first
         """The one in force; whoever takes it keeps it for the whole of what they do."""
+        self.patience = _PATIENCE
         self._comes = comes
         self._used_by: dict[Upstream, int] = {}
         """How many generations use a socket."""
         self._retired: dict[asyncio.Task[None], asyncio.Event] = {}
         """What each generation lives in, and the word that it is out of force."""
+        self._opening: set[asyncio.Task[None]] = set()
+        """Of those the ones that are not open yet."""
         self._in_force: asyncio.Event | None = None
         self._stopping = asyncio.Event()
         self._log = structlog.get_logger("deltaway.config")
@@ -167,11 +172,18 @@ class Generations:
             self._stopping.set()
             for retired in self._retired.values():
                 retired.set()
-            await asyncio.gather(*self._retired, return_exceptions=True)
+            for task in self._opening:
+                task.cancel()
+            if self._retired:
+                _, left = await asyncio.wait(self._retired, timeout=self.patience + 1)
+                for task in left:
+                    task.cancel()
+                    self._log.error("plugins did not close in time and were left", task=task.get_name())
             self._in_force = None
 
     async def swap(self, generation: Generation) -> None:
-        """Put it in force once its plugins are open. What one of them raises then is raised, and nothing changes."""
+        """Put it in force once its plugins are open. Raises `ConfigError` where one of them cannot be opened, or takes
+        too long: then nothing changes."""
         opened, before = await self._open(generation), self._in_force
         self.current = generation
         self._comes(generation)
@@ -191,34 +203,71 @@ class Generations:
         living = asyncio.create_task(self._live(generation, opened, retired), name=f"generation {generation.id}")
         self._retired[living] = retired
         living.add_done_callback(lambda done: self._retired.pop(done, None))
+        self._opening.add(living)
         try:
+            # not `wait_for`: a plugin that does not let itself be cancelled would hold that too
+            await asyncio.wait([opened], timeout=self.patience)
+            if not opened.done():
+                words = f"the plugins could not be opened: they took longer than {self.patience:g} seconds"
+                raise ConfigError((generation.loaded.document.problem(("plugins",), words),))
             await opened
-        except asyncio.CancelledError:
+        except BaseException:
             retired.set()
+            # one that has failed closes by itself what it had open
+            if not opened.done():
+                opened.cancel()
+                living.cancel()
             raise
+        finally:
+            self._opening.discard(living)
         return retired
 
     async def _live(self, generation: Generation, opened: "asyncio.Future[None]", retired: asyncio.Event) -> None:
         upstreams = {adapter.upstream for adapter in generation.adapters.values()}
         for upstream in upstreams:
             self._used_by[upstream] = self._used_by.get(upstream, 0) + 1
+        stack = AsyncExitStack()
         try:
-            async with AsyncExitStack() as stack:
-                for plugin in generation.plugins:
-                    if isinstance(plugin, HasLifespan):
-                        await stack.enter_async_context(plugin.lifespan())
-                if not opened.done():
-                    opened.set_result(None)
+            if await self._entered(generation, stack, opened):
                 await retired.wait()
                 await self._drain(generation)
-        except Exception as error:
-            if opened.done():
-                self._log.error("a plugin failed while it closed", generation=generation.id, exc_info=error)
-            else:
-                opened.set_exception(error)
         finally:
+            await self._left(generation, stack)
             for upstream in upstreams:
                 await self._let_go(upstream)
+
+    async def _entered(self, generation: Generation, stack: AsyncExitStack, opened: "asyncio.Future[None]") -> bool:
+        """Open its plugins; whether all are, and are still wanted."""
+        for row, plugin in zip(generation.config.plugins, generation.plugins, strict=True):
+            if not isinstance(plugin, HasLifespan):
+                continue
+            try:
+                await stack.enter_async_context(plugin.lifespan())
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                # also what would end the process, as SystemExit: a plugin that cannot open decides about itself alone
+                if opened.done():
+                    return False
+                words = f"the plugin `{row.name}` could not be opened: {type(error).__name__}: {error}"
+                self._log.error(words, generation=generation.id, exc_info=error)
+                failed = ConfigError((generation.loaded.document.problem(row.path, words.rstrip(": ")),))
+                failed.__cause__ = error
+                opened.set_exception(failed)
+                return False
+        if opened.done():
+            return False
+        opened.set_result(None)
+        return True
+
+    async def _left(self, generation: Generation, stack: AsyncExitStack) -> None:
+        try:
+            async with asyncio.timeout(self.patience):
+                await stack.aclose()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self._log.error("a plugin failed while it closed", generation=generation.id, exc_info=error)
 
     async def _drain(self, generation: Generation) -> None:
         """Until its last call has ended, or the server stops: then whoever stops it has waited for the calls."""

@@ -209,3 +209,39 @@ async def answers(http: httpx.AsyncClient) -> bool:
         return (await http.post("/v1/chat/completions", json=asking("new", stream=False))).status_code == 200
     except httpx.TransportError:
         return False
+
+
+async def test_sighup_while_it_starts_ends_nothing(tmp_path: Path) -> None:
+    pipe = tmp_path / "providers.yaml"
+    os.mkfifo(pipe)
+    gateway = GatewayProcess(tmp_path)
+    try:
+        gateway.start_only()
+        # opens once the gateway reads: it is in the middle of its start
+        writing = await asyncio.to_thread(os.open, pipe, os.O_WRONLY)
+        gateway.signal(signal.SIGHUP)
+        os.write(writing, written(FIRST).encode())
+        os.close(writing)
+        await until(lambda: says(gateway, "was not taken up (SIGHUP)"), 60)
+        await gateway.stop()
+    finally:
+        await gateway.end()
+
+
+async def test_a_watched_prices_file_that_is_mended_and_a_file_that_is_gone_are_seen(tmp_path: Path) -> None:
+    first, second = written(FIRST, watch="true"), written(SECOND, watch="true") + "prices: {file: prices.yaml}\n"
+    good = "prices:\n  - {list: mock, models: ['*'], currency: USD, input: 1, output: 2}\n"
+    async with running(tmp_path, first) as gateway:
+        # the file in force names no prices: only the last attempt does
+        gateway.write({"prices.yaml": good.replace("2", "much"), "providers.yaml": second})
+        await until(lambda: says(gateway, "prices.yaml:2:"))
+        gateway.write({"prices.yaml": good})
+        await until(lambda: holds(gateway, [generation_id(second, good)]))
+        (tmp_path / "providers.yaml").unlink()
+        await until(lambda: says(gateway, "there is no such file"))
+        _, body = await fetch(gateway.port, "/admin/config")
+        assert "there is no such file" in body["error"]
+        assert await generations(gateway) == [generation_id(second, good)]
+        gateway.write({"providers.yaml": first})
+        await until(lambda: holds(gateway, [generation_id(first, None)]))
+        assert gateway.said().count("there is no such file") == 1
