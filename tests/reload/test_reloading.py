@@ -4,6 +4,7 @@ import asyncio
 import gc
 import importlib
 import json
+import os
 import re
 import sys
 import weakref
@@ -331,12 +332,76 @@ async def test_a_plugin_opens_before_the_swap_and_closes_after_its_last_call(tmp
 async def test_a_plugin_that_cannot_open_changes_nothing(tmp_path: Path, lived: list[str]) -> None:
     async with serving(tmp_path, LIVED.replace("NAME", "a")) as gate:
         before = gate.gateway.current
-        assert (await gate.reload(LIVED.replace("NAME", "b, fails: true"))).status_code == 500
+        answer = await gate.reload(LIVED.replace("NAME", "b, fails: true"))
+        assert answer.status_code == 400
+        assert "the plugin `lived_for_test:Lived` could not be opened: OSError: no way in" in answer.text
         assert gate.gateway.current is before
         (row,) = (await gate.http.get("/admin/config")).json()["instances"]
         assert "no way in" in row["error"]
         await gate.taken_up(LIVED.replace("NAME", "c"))
         await until(lambda: lived == ["a opens", "c opens", "a closes"])
+
+
+@pytest.mark.parametrize(
+    ("opening", "told"),
+    [
+        ("await asyncio.Event().wait()", "took longer than 0.2 seconds"),
+        ("raise asyncio.CancelledError", "CancelledError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+async def test_a_plugin_that_hangs_or_would_end_the_process_fails_its_own_reload_alone(
+    tmp_path: Path, lived: list[str], monkeypatch: pytest.MonkeyPatch, opening: str, told: str
+) -> None:
+    bad = PLUGIN.replace('if self.settings.fails:\n            raise OSError("no way in")', opening)
+    (tmp_path / "stuck_for_test.py").write_text("import asyncio\n" + bad)
+    monkeypatch.delitem(sys.modules, "stuck_for_test", raising=False)
+    importlib.invalidate_caches()
+    async with serving(tmp_path, LIVED.replace("NAME", "a")) as gate:
+        before, gate.gateway.generations.patience = gate.gateway.current, 0.2
+        stuck = LIVED.replace("lived_for_test:Lived': {name: NAME}", "stuck_for_test:Lived': {name: b}")
+        async with asyncio.timeout(20):
+            answer = await gate.reload(stuck)
+        assert answer.status_code == 400
+        assert told in answer.json()["error"]["message"]
+        assert gate.gateway.current is before
+        assert (await gate.taken_up(SECOND))["changed"]
+        await until(lambda: not gate.gateway.generations.draining)
+
+
+async def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    async with serving(tmp_path) as gate:
+        gate.file.unlink()
+        os.mkfifo(gate.file)
+        async with asyncio.timeout(20):
+            answer = await gate.reload()
+        assert answer.status_code == 400
+        assert "is not a regular file" in answer.json()["error"]["message"]
+        gate.file.unlink()
+        await gate.taken_up(SECOND)
+
+
+async def test_a_file_that_changes_while_the_gateway_starts_is_taken_up(tmp_path: Path) -> None:
+    file = tmp_path / "providers.yaml"
+    file.write_text(FIRST + "server: {watch: true}\n")
+    loaded = read_config(str(file), ENVIRON)
+    file.write_text(SECOND)
+    gateway = build(loaded, ENVIRON)
+    async with served(create_app(gateway)):
+        await until(lambda: gateway.current.id == generation_id(SECOND, None))
+
+
+async def test_many_requests_for_a_reload_are_one(tmp_path: Path) -> None:
+    async with serving(tmp_path) as gate:
+        gate.file.write_text(SECOND)
+        reads: list[str | None] = []
+        reloader = gate.gateway.reloader
+        read = reloader._read
+        reloader._read = lambda text: (reads.append(text), read(text))[1]  # type: ignore[func-returns-value]
+        for _ in range(100):
+            reloader.soon("SIGHUP")
+        await until(lambda: gate.gateway.current.id == generation_id(SECOND, None))
+        assert len(reads) == 1
 
 
 async def test_generations_without_calls_are_freed(tmp_path: Path) -> None:
