@@ -125,7 +125,7 @@ class BudgetPlugin:
         targets = self._services.candidates(call.request.model)
         capped = self._capped(call)
         tab = Tab(capped or call, lines, targets, self._services, self._settings)
-        tab.input = await self._input(call, targets)
+        tab.prompt = tab.input = await self._input(call, targets)
         events: Events | None = None
         try:
             refused = await self._reserve(tab, tab.allowed)
@@ -139,6 +139,7 @@ class BudgetPlugin:
                 ]
                 trip.counted += counted
                 call = capped
+            trip.before_more.append(partial(self._allow, tab))
             # a token is a byte at least: as long as there are few bytes, nothing need be counted
             pieces: list[str] = []
             bound = mark = sound = 0
@@ -164,7 +165,7 @@ class BudgetPlugin:
                     continue
                 pieces.append(text)
                 bound += len(text) if text.isascii() else 4 * len(text)
-                if bound >= mark:
+                if bound >= mark or (tab.began and tab.is_another(trip)):
                     bound, mark = await self._look(tab, pieces, bound, sound)
                 yield event
         finally:
@@ -195,7 +196,7 @@ class BudgetPlugin:
         What is reserved last is used up by the event at hand; when another one comes, raises `BudgetSpent`.
         """
         trip = tab.call.trip
-        if tab.spent is None and not tab.began:
+        if tab.spent is None and (not tab.began or tab.is_another(trip)):
             if not trip.attempts:
                 # no vendor answers this, so it costs nothing
                 return 0, sys.maxsize
@@ -230,6 +231,18 @@ class BudgetPlugin:
         if refused is not None:
             self._stop(tab, refused)
         return tab.counted, 0
+
+    async def _allow(self, tab: Tab, target: Target) -> None:
+        """Reserve for one attempt more, at `target`. Raises `BudgetSpent` where that may not be."""
+        before = tab.targets, tab.input
+        if tab.began:
+            tab.targets, tab.input = (target,), tab.prompt + tab.counted
+        elif target not in tab.targets:
+            tab.targets = (*tab.targets, target)
+        refused = await self._reserve(tab, tab.allowed)
+        if refused is not None:
+            tab.targets, tab.input = before
+            raise refused
 
     def _stop(self, tab: Tab, refused: RouterError) -> None:
         """No more of the answer is paid for than has been read."""

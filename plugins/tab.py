@@ -81,8 +81,12 @@ class Tab:
         self.lines = lines
         self.targets = targets
         """Where the answer may come from; once it has begun, where it comes from."""
-        self.input = 0
+        self.prompt = 0
         """Tokens of the request."""
+        self.input = 0
+        """Those that the vendor gets: where an answer is gone on with, what had come of it too."""
+        self.answering: Attempt | None = None
+        """Whose answer it is; None until one has begun."""
         self.counted = 0
         """Tokens of the answer, as far as they have been counted."""
         self.written = 0
@@ -109,7 +113,6 @@ class Tab:
         tier = call.request.extra.get("service_tier")
         # `auto` leaves it to the settings of the vendor's account
         self._tier = _DEARER if tier == "auto" else tier if isinstance(tier, str) else None
-        self._before: dict[str, int] = {}
         self._pricing = services.pricing
         self._unpriced = settings.unpriced == "allow"
         self._at = call.trip.created_at
@@ -128,14 +131,32 @@ class Tab:
         return self.allowed - self.slack
 
     def begin(self) -> bool:
-        """The answer has begun: its target is known. Whether earlier attempts have cost something."""
+        """Somebody else answers than before: its target is known. Whether the others have cost something, or may."""
+        trip = self.call.trip
+        if self.began:
+            # it is asked for the rest, with what has come in its prompt
+            self.input = self.prompt + self.counted
         self.began = True
-        attempts = self.call.trip.attempts
-        self.targets = (attempts[-1].target,)
-        for attempt in attempts[:-1]:
-            if attempt.cost is not None and attempt.cost.nano:
-                self._before[attempt.cost.currency] = self._before.get(attempt.cost.currency, 0) + attempt.cost.nano
-        return bool(self._before)
+        self.answering = trip.answering or trip.attempts[-1]
+        self.targets = (self.answering.target,)
+        return bool(self._beside())
+
+    def is_another(self, trip: Trip) -> bool:
+        """Whether somebody else answers by now."""
+        return trip.answering is not None and trip.answering is not self.answering
+
+    def _beside(self) -> dict[str, int]:
+        """Currency → what the attempts that do not answer have cost, or may: a prompt at least, while they run."""
+        found: dict[str, int] = {}
+        for attempt in self.call.trip.attempts:
+            if attempt is self.answering:
+                continue
+            cost = attempt.cost
+            if cost is None and attempt.ended is None:
+                cost = self._most(attempt.target, 0)
+            if cost is not None and cost.nano:
+                found[cost.currency] = found.get(cost.currency, 0) + cost.nano
+        return found
 
     def amounts(self, output: int) -> list[int]:
         """The most that the call can cost with so many tokens of output, for each line in its currency.
@@ -164,8 +185,9 @@ class Tab:
                         param="model",
                     )
                 amounts[currency] = max(amounts.get(currency, 0), nano)
+        beside = self._beside()
         for currency in amounts:
-            for paid_in, nano in self._before.items():
+            for paid_in, nano in beside.items():
                 amounts[currency] += self._converted(nano, paid_in, currency) or 0
         return [amounts.get(line.account.currency, 0) for line in self.lines]
 
