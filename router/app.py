@@ -34,9 +34,11 @@ from router.errors import RouterError
 from router.experiment import Experiment
 from router.experiments.arms import check_arms
 from router.experiments.desk import Desk
+from router.experiments.guarding import Guarding
 from router.experiments.shadows import Shadows
 from router.extension import ExtensionNotFound, UnknownExtension
 from router.generation import Generation, Generations, generation_id
+from router.http.admin_experiments import admin_experiment_routes
 from router.http.admin_health import admin_health_routes
 from router.http.chat import Chat
 from router.http.config import config_routes
@@ -304,6 +306,7 @@ def create_app(gateway: Gateway) -> Litestar:
     def experiments() -> Mapping[str, Experiment]:
         return generations.current.config.experiments
 
+    guarding = Guarding(behind.store, behind.states, experiments, priced)
     recorded = gateway.current.config.ledger.enabled
     return Litestar(
         route_handlers=[
@@ -316,11 +319,13 @@ def create_app(gateway: Gateway) -> Litestar:
             *key_routes(keyring, door, plugins=lambda: frozenset(generations.current.layer_names)),
             *config_routes(gateway.reloader, door),
             *health_routes(gateway.running, behind.books, generations),
+            *admin_experiment_routes(behind.store, experiments, door),
             *admin_health_routes(generations, behind.state, door, behind.config.shared),
         ],
         lifespan=[
             lifespan(behind.opened, generations, gateway.reloader, gateway.running, server.shutdown),
             lambda _: gateway.shadows.lifespan(),
+            lambda _: guarding.lifespan(),
         ],
         exception_handlers={
             RouterError: errors.router_error,
