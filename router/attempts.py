@@ -212,7 +212,7 @@ class Attempts:
             attempt.error = failure
         if isinstance(failure, ProviderError):
             attempt.vendor_request_id = failure.vendor_request_id or attempt.vendor_request_id
-        self._tell_health(attempt, failure, keyed)
+        self._tell_health(call, attempt, failure, keyed)
         reported = attempt.usage or (None if decoder is None else decoder.usage)
         attempt.usage = reported
         cancelled: asyncio.CancelledError | None = None
@@ -236,8 +236,13 @@ class Attempts:
         if cancelled is not None:
             raise cancelled
 
-    def _tell_health(self, attempt: Attempt, failure: BaseException | None, keyed: Keyed) -> None:
+    def _tell_health(self, call: Call, attempt: Attempt, failure: BaseException | None, keyed: Keyed) -> None:
         target, ended = attempt.target, attempt.ended or attempt.started
+        assigned = call.trip.assigned
+        if assigned is not None and assigned.shadow_of is not None:
+            # what nobody asked for takes no target from those who ask
+            self._health.end(Ended(target, None, False, None, ended - attempt.started, False))
+            return
         error = failure if isinstance(failure, RouterError) and failure.code != STALE else None
         if keyed.id:
             if isinstance(error, VendorAuthFailed):

@@ -79,9 +79,9 @@ def is_shadowed(experiment: Experiment, call_id: str) -> bool:
 
 
 def shares_in_force(experiment: Experiment, state: ExperimentState) -> dict[str, float]:
-    """The shares by which arms are chosen: those that were adapted, if they are for the arms there are now."""
+    """The shares by which arms are chosen: those that were adapted, if they still are to be, for the arms there are."""
     written = {arm.name: arm.share for arm in experiment.arms}
-    adapted = state.shares
+    adapted = None if experiment.adapt is None else state.shares
     if adapted is None or adapted.keys() != written.keys() or not any(share > 0 for share in adapted.values()):
         return written
     return {name: adapted[name] for name in written}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.experiment import Arm, Experiment, ExperimentState, Ramp, Shadow
+from router.experiment import Adapt, Arm, Experiment, ExperimentState, Ramp, Shadow
 from router.experiments.assignment import (
     arm_of,
     assigned_arm,
@@ -240,13 +240,18 @@ def test_a_stopped_arms_units_get_control_and_nobody_else_moves() -> None:
 
 def test_adapted_shares_are_in_force() -> None:
     state = ExperimentState(shares={"qwen": 80.0, "control": 20.0}, revision=1)
-    assert shares_in_force(an_experiment(), state) == {"control": 20.0, "qwen": 80.0}
+    assert shares_in_force(an_experiment(adapt=Adapt("errors")), state) == {"control": 20.0, "qwen": 80.0}
+
+
+def test_adapted_shares_end_with_the_wish_to_adapt() -> None:
+    state = ExperimentState(shares={"qwen": 80.0, "control": 20.0}, revision=1)
+    assert shares_in_force(an_experiment(), state) == {"control": 50, "qwen": 50}
 
 
 def test_adapted_shares_of_other_arms_are_not() -> None:
     """The configuration has been changed since."""
     state = ExperimentState(shares={"gone": 80.0, "control": 20.0}, revision=1)
-    assert shares_in_force(an_experiment(), state) == {"control": 50, "qwen": 50}
+    assert shares_in_force(an_experiment(adapt=Adapt("errors")), state) == {"control": 50, "qwen": 50}
 
 
 # -- ramp, holdout, shadow -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from router.call import Call, Credentials, Principal, Terms, new_trip
 from router.errors import InvalidRequest, PermissionDenied
-from router.experiment import HOLDOUT, SHADOW, Arm, Assigned, Experiment, ExperimentState, Ramp
+from router.experiment import HOLDOUT, SHADOW, Adapt, Arm, Assigned, Experiment, ExperimentState, Ramp
 from router.experiments.assignment import arm_of, unit_hash
 from router.experiments.desk import Desk
 from router.messages import ChatRequest, System, User
@@ -246,7 +246,7 @@ def test_the_units_of_a_stopped_arm_get_control_from_the_next_call_on() -> None:
 def test_adapted_shares_are_told_exactly() -> None:
     states = States()
     states.now = ExperimentState(shares={"control": 100 / 3, "qwen": 200 / 3}, revision=1)
-    entered = a_desk(states).enter(a_call())
+    entered = a_desk(states, adapt=Adapt("errors")).enter(a_call())
     assert entered is not None
     assert entered.assigned.shares == "control=33.3333333333,qwen=66.6666666667"
 
