@@ -234,15 +234,19 @@ class BudgetPlugin:
 
     async def _allow(self, tab: Tab, target: Target) -> None:
         """Reserve for one attempt more, at `target`. Raises `BudgetSpent` where that may not be."""
-        before = tab.targets, tab.input
+        before = tab.targets, tab.input, tab.answering
         if tab.began:
-            tab.targets, tab.input = (target,), tab.prompt + tab.counted
+            # who answered so far has ended: what that cost counts beside
+            tab.targets, tab.input, tab.answering = (target,), tab.prompt + tab.counted, None
         elif target not in tab.targets:
             tab.targets = (*tab.targets, target)
-        refused = await self._reserve(tab, tab.allowed)
-        if refused is not None:
-            tab.targets, tab.input = before
-            raise refused
+        try:
+            refused = await self._reserve(tab, tab.allowed)
+            if refused is not None:
+                raise refused
+        except BaseException:
+            tab.targets, tab.input, tab.answering = before
+            raise
 
     def _stop(self, tab: Tab, refused: RouterError) -> None:
         """No more of the answer is paid for than has been read."""

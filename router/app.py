@@ -121,7 +121,7 @@ def build(loaded: Loaded, environ: Mapping[str, str], carrier: CarrierFactory = 
         behind.health.apply(generation.config.health)
 
     generations = Generations(build_generation(loaded, environ, behind, shadows, context, carrier), comes)
-    reloader = Reloader(generations, running, behind.store, name if is_file else None, read, make)
+    reloader = Reloader(generations, running, behind.store, name if is_file else None, read, make, environ)
     return Gateway(generations, behind, running, reloader, shadows)
 
 

@@ -7,6 +7,7 @@ process of the gateway reads its own file.
 
 import asyncio
 import os
+import re
 import socket
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from router.accepted import Accepted
 from router.config import ConfigError, Loaded, Problem
@@ -35,6 +36,9 @@ WATCH: Final = 1.0
 """Seconds between two looks at the file; a change is read when two of them have found the same."""
 _ALIVE: Final = 5.0
 """Seconds between two words that this process lives."""
+_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)")
+_SHORTEST_SECRET: Final = 6
+"""Characters; what is shorter is no secret, and may be any word."""
 _FIXED: Final = ("store", "shared", "ledger")
 _FREE_OF_SERVER: Final = ("heartbeat", "watch", "region")
 """What of `server` may change while the gateway runs."""
@@ -63,8 +67,16 @@ class Reloader:
     """The configuration of one process. `file` None: it runs on the defaults, and there is nothing to read."""
 
     def __init__(
-        self, generations: Generations, running: Running, store: Store, file: str | None, read: Read, make: Make
+        self,
+        generations: Generations,
+        running: Running,
+        store: Store,
+        file: str | None,
+        read: Read,
+        make: Make,
+        environ: Mapping[str, str],
     ) -> None:
+        """`environ`: what `${VAR}` is replaced by."""
         self.generations = generations
         self.file = file
         self.keys_needed = False
@@ -74,6 +86,7 @@ class Reloader:
         file once it runs, as at any reload."""
         self._running = running
         self._read = read
+        self._environ = environ
         self._make = make
         self._instances = Instances(store)
         self._turn = asyncio.Lock()
@@ -117,9 +130,24 @@ class Reloader:
         try:
             after = await asyncio.to_thread(self._made, before, text)
         except ConfigError as error:
-            return Plan(before.id, None, refused=list(error.problems))
+            refused = [structs.replace(each, message=self._masked(each.message, text)) for each in error.problems]
+            return Plan(before.id, None, refused=refused)
         in_use = Counter(trip.asked for trip in self._running.trips() if trip.asked)
-        return Plan(before.id, after.id, self._changes(before, after, in_use))
+        listed = self._changes(before, after, in_use)
+        return Plan(
+            before.id, after.id, [structs.replace(each, words=self._masked(each.words, text)) for each in listed]
+        )
+
+    def _masked(self, words: str, text: str | None) -> str:
+        """The words without the values of the variables that `text`, which somebody has sent, names: it may name any."""
+        for name in _VARIABLE.findall(text or ""):
+            value = self._environ.get(name, "")
+            # words may hold only the beginning of a long one
+            for length in range(len(value), _SHORTEST_SECRET - 1, -1):
+                if value[:length] in words:
+                    words = words.replace(value[:length], f"${{{name}}}")
+                    break
+        return words
 
     async def reload(self, announce: Announce = "always") -> tuple[bool, int | None]:
         """Put in force what the file says; whether that is something new, and the number under which the others were

@@ -482,3 +482,14 @@ async def test_a_body_that_is_no_plan_is_refused(tmp_path: Path) -> None:
         answer = await gate.http.post("/admin/config/plan", content=json.dumps({"txt": "x"}))
         assert answer.status_code == 400
         assert "`text`" in answer.json()["error"]["message"]
+
+
+async def test_a_plan_of_a_text_that_was_sent_shows_no_variables_value(tmp_path: Path) -> None:
+    secret = ENVIRON["DELTAWAY_ADMIN_KEY"]
+    named = FIRST.replace("models:", "models:\n  shown: {targets: ['mock/${DELTAWAY_ADMIN_KEY}']}", 1)
+    wrong = FIRST.replace("models:", "models:\n  shown: {targets: ['none/${DELTAWAY_ADMIN_KEY}']}", 1)
+    async with serving(tmp_path) as gate:
+        for text in (named, wrong):
+            answer = await gate.http.post("/admin/config/plan", json={"text": text})
+            assert answer.status_code == 200
+            assert secret[:10] not in answer.text
