@@ -139,7 +139,7 @@ class Reloader:
         )
 
     def _masked(self, words: str, text: str | None) -> str:
-        """The words without the values of the variables that `text`, which somebody has sent, names: it may name any."""
+        """The words without the values of variables that `text` names: whoever has sent it could name any."""
         for name in _VARIABLE.findall(text or ""):
             value = self._environ.get(name, "")
             # words may hold only the beginning of a long one
