@@ -11,6 +11,8 @@ Period: TypeAlias = Literal["day", "month", "total"]
 OwnerKind: TypeAlias = Literal["user", "team"]
 SubjectKind: TypeAlias = Literal["key", "user", "team", "tag", "experiment"]
 """What limits and budgets are counted by. `experiment`: the calls that one repeats in the background."""
+OnDisconnect: TypeAlias = Literal["cancel", "finish"]
+"""What becomes of a call whose client leaves: the vendor's work is ended, or goes on into what is kept."""
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=10**12)]
 
 ENFORCERS: Final = {"limits": "limits", "budgets": "budget"}
@@ -62,6 +64,8 @@ class Key(Struct, frozen=True, kw_only=True):
     team: str | None = None
     limits: Limits = Limits()
     budgets: tuple[Budget, ...] = ()
+    on_disconnect: OnDisconnect | None = None
+    """What becomes of its calls whose client leaves; None: what the route or the server says."""
     created_at: int = 0
     expires_at: int | None = None
     rotated_at: int | None = None

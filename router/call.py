@@ -13,8 +13,8 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from router.access import Budget, Limits
-from router.errors import BudgetSpent, ClientGone, ProviderError, RouterError, TimedOut
+from router.access import Budget, Limits, OnDisconnect
+from router.errors import BudgetSpent, ClientGone, ProviderError, RouterError, Stopped, TimedOut
 from router.events import Event, Usage
 from router.experiment import Assigned
 from router.generated import Generated
@@ -77,6 +77,8 @@ class Principal(Struct, frozen=True):
     team: str | None = None
     limits: Limits = Limits()
     budgets: tuple[Budget, ...] = ()
+    on_disconnect: OnDisconnect | None = None
+    """What becomes of its calls whose client leaves; None: what the route or the server says."""
 
     def may_use(self, model: str, *, route: bool) -> bool:
         """Whether it may ask for the name `model`, which is a route's or not."""
@@ -186,6 +188,10 @@ class Trip(Struct):
     """Whether the ledger has been told its end."""
     counted: list[tuple[ChatRequest, str, int]] = []
     """Requests whose tokens a layer has counted: for which model, and how many."""
+    holders: int = 0
+    """Others than its client who wait for this answer."""
+    deserted: Callable[[], None] | None = None
+    """Set once its client has left while others held it; called when the last of them lets go."""
 
     @property
     def in_force(self) -> Terms:
@@ -198,6 +204,16 @@ class Trip(Struct):
         if self.answering is not None:
             return self.answering.target
         return self.attempts[-1].target if self.attempts else None
+
+    def hold(self) -> None:
+        """Somebody else needs the answer: its client may leave without ending it. Each `hold` needs its `let_go`."""
+        self.holders += 1
+
+    def let_go(self) -> None:
+        self.holders -= 1
+        if not self.holders and self.deserted is not None:
+            deserted, self.deserted = self.deserted, None
+            deserted()
 
     async def close(self, outermost: Events | None = None) -> None:
         """Close what the layers opened, the innermost first. Does nothing the second time.
@@ -278,6 +294,8 @@ def outcome_of(error: BaseException | None, trip: Trip, attempt: Attempt | None 
         error = trip.interruption
     if isinstance(error, ClientGone):
         return "client_gone"
+    if isinstance(error, Stopped):
+        return "stopped"
     if isinstance(error, TimedOut):
         return "timeout"
     if isinstance(error, BudgetSpent) and trip.attempts:

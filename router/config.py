@@ -25,6 +25,7 @@ from router.settings import (
     PLUGINS,
     Config,
     ConfigEntry,
+    Conversations,
     Ledger,
     PluginRow,
     Prices,
@@ -33,6 +34,7 @@ from router.settings import (
     Server,
     SharedUrl,
     StoreUrl,
+    Streams,
 )
 
 __all__ = ["Config", "ConfigError", "Document", "Loaded", "Problem", "defaults", "load", "parse"]
@@ -162,6 +164,8 @@ class _Check:
             ("store", lambda node: self.strict.read(node, StoreUrl, ("store",))),
             ("shared", lambda node: self.strict.read(node, SharedUrl, ("shared",))),
             ("ledger", lambda node: self.strict.read(node, Ledger, ("ledger",))),
+            ("streams", lambda node: self.strict.read(node, Streams, ("streams",))),
+            ("conversations", lambda node: self.strict.read(node, Conversations, ("conversations",))),
             ("prices", self._prices),
             ("providers", self._providers),
             ("models", self._models),

@@ -45,6 +45,8 @@ class RouteReader:
                 route.hedge,
                 route.continuation,
                 route.timeouts,
+                route.on_disconnect,
+                route.context,
             )
         return found
 

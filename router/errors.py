@@ -10,16 +10,20 @@
     │   ├── UnknownModel             404  no such route or provider/model
     │   ├── NotFound                 404  no such path or object
     │   ├── MethodNotAllowed         405
+    │   ├── Conflict                 409  it stands against what is there now: look again, then decide
+    │   ├── Gone                     410  it was there, and is not any more
     │   ├── BodyTooLarge             413
     │   ├── HeadersTooLarge          431
     │   ├── LimitReached             429  a limit of the caller's own: wait, as `retry_after` says
     │   ├── BudgetSpent              402  a budget does not allow the call, or stopped it
+    │   ├── Stopped                  499  somebody who may asked that the answer be stopped
     │   └── ClientGone               499  the caller left; never written to anybody
     ├── GatewayError                 we can mend it
     │   ├── ProviderUnavailable      503  the provider's key is not set
     │   ├── Overloaded               503  our own limit of parallel calls to a provider
     │   ├── ShuttingDown             503
     │   ├── StoreUnavailable         503  what must be read or recorded cannot be
+    │   ├── Interrupted              503  the process that wrote the answer has died
     │   ├── PriceUnknown             503  the call may not be made at an unknown price
     │   └── InternalError            500
     └── ProviderError                the vendor's answer, or the lack of one
@@ -51,8 +55,10 @@ Kind: TypeAlias = Literal[
     "authentication",
     "permission",
     "not_found",
+    "conflict",
     "too_large",
     "client_gone",
+    "stopped",
     "rate_limit",
     "budget",
     "unavailable",
@@ -132,6 +138,18 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
+class Conflict(RequestError):
+    status = 409
+    kind = "conflict"
+    code = "conflict"
+
+
+class Gone(RequestError):
+    status = 410
+    kind = "not_found"
+    code = "gone"
+
+
 class BodyTooLarge(RequestError):
     status = 413
     kind = "too_large"
@@ -157,6 +175,12 @@ class BudgetSpent(RequestError):
     status = 402
     kind = "budget"
     code = "budget_exceeded"
+
+
+class Stopped(RequestError):
+    status = 499
+    kind = "stopped"
+    code = "stopped"
 
 
 class ClientGone(RequestError):
@@ -197,6 +221,14 @@ class StoreUnavailable(GatewayError):
     kind = "unavailable"
     code = "store_unavailable"
     retryable = True
+
+
+class Interrupted(GatewayError):
+    status = 503
+    kind = "unavailable"
+    code = "interrupted"
+    retryable = True
+    level = "warning"
 
 
 class PriceUnknown(GatewayError):

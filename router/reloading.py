@@ -39,8 +39,8 @@ _ALIVE: Final = 5.0
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)")
 _SHORTEST_SECRET: Final = 6
 """Characters; what is shorter is no secret, and may be any word."""
-_FIXED: Final = ("store", "shared", "ledger")
-_FREE_OF_SERVER: Final = ("heartbeat", "watch", "region")
+_FIXED: Final = ("store", "shared", "ledger", "streams")
+_FREE_OF_SERVER: Final = ("heartbeat", "watch", "region", "on_disconnect")
 """What of `server` may change while the gateway runs."""
 
 Read: TypeAlias = Callable[[str | None], Loaded]

@@ -9,6 +9,8 @@ from typing import Annotated, Literal, Self, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from router.access import OnDisconnect
+from router.conversation import ContextRules
 from router.provider import Target
 from router.quantities import Duration, Share, Timeout
 
@@ -176,6 +178,8 @@ class RouteEntry(Struct, frozen=True, forbid_unknown_fields=True):
     hedge: Hedge | None = None
     continuation: bool = False
     timeouts: TimeoutsEntry | None = None
+    on_disconnect: OnDisconnect | None = None
+    context: ContextRules | None = None
 
 
 class Route(Struct, frozen=True, forbid_unknown_fields=True):
@@ -191,6 +195,10 @@ class Route(Struct, frozen=True, forbid_unknown_fields=True):
     continuation: bool = False
     """Whether the next target continues an answer whose vendor died in the middle of it."""
     timeouts: TimeoutsEntry | None = None
+    on_disconnect: OnDisconnect | None = None
+    """What becomes of a call whose client leaves; None: what the server says."""
+    context: ContextRules | None = None
+    """What is sent of a long conversation; None: what `conversations` says."""
 
     def leads_to(self) -> tuple[Target, ...]:
         """Every target that a call to it may reach, in the order of the file, each once."""

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
+from router.access import OnDisconnect
+from router.conversation import ContextRules
 from router.experiment import Experiment, ExperimentEntry
 from router.money import checked_currency
 from router.quantities import Duration, Size
@@ -176,6 +178,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether a change of the file is taken up without being told."""
     region: Region | None = None
     """Where this gateway runs: targets of this region come first."""
+    on_disconnect: OnDisconnect = "cancel"
+    """What becomes of a call whose client leaves, unless the call, its key or its route says otherwise."""
 
     def __post_init__(self) -> None:
         if not 1024 <= self.body_limit <= 1024**3:
@@ -265,6 +269,41 @@ class Ledger(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("`group_commit` must be at most 5s")
         if not self.journal:
             raise ValueError("`journal` is empty: name a directory")
+
+
+class Streams(Struct, frozen=True, forbid_unknown_fields=True):
+    """Streams that can be come back to. Their log is where `shared` says."""
+
+    keep: Duration = Duration(600)
+    """How long after its end a stream can be read again."""
+    limit: Size = Size(4 * 1024 * 1024)
+    """Bytes of one stream that are kept; what is older is evicted."""
+    linger: Duration = Duration(15)
+    """How long a stream that nobody reads waits for its reader to come back, before `on_disconnect: cancel` ends it."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep <= 30 * 86400:
+            raise ValueError("`keep` must be from 1s to 30d")
+        if not 64 * 1024 <= self.limit <= 1024**3:
+            raise ValueError("`limit` must be from 64KiB to 1GiB")
+
+
+class Conversations(Struct, frozen=True, forbid_unknown_fields=True):
+    """Conversations and completions that are kept in the store."""
+
+    busy: Literal["wait", "refuse"] = "wait"
+    """What becomes of a call on a conversation in which another call is writing its answer."""
+    wait: Duration = Duration(60)
+    """The longest that it waits for its turn."""
+    keep: Duration | None = None
+    """How long after its last change a conversation is kept, and a stored completion after it was made; None: until it
+    is deleted."""
+    context: ContextRules = ContextRules()
+    """What is sent of a long conversation, unless it or its route says otherwise."""
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.keep < 60:
+            raise ValueError("`keep` must be at least 1m")
 
 
 class Prices(Struct, frozen=True, forbid_unknown_fields=True):
@@ -367,6 +406,8 @@ class ConfigEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     store: StoreUrl = STORE
     shared: SharedUrl = SHARED
     ledger: Ledger = Ledger()
+    streams: Streams = Streams()
+    conversations: Conversations = Conversations()
     prices: Prices = Prices()
     providers: dict[str, ProviderEntry] = {}
     models: dict[str, RouteEntry] = {}
@@ -393,6 +434,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     store: StoreUrl = STORE
     shared: SharedUrl = SHARED
     ledger: Ledger = Ledger()
+    streams: Streams = Streams()
+    conversations: Conversations = Conversations()
     prices: Prices = Prices()
     providers: dict[str, ProviderRow] = msgspec.field(default_factory=lambda: {MOCK.name: MOCK})
     models: dict[str, Route] = {}

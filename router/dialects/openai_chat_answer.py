@@ -181,6 +181,7 @@ _TYPE: Final[dict[Kind, str]] = {
     "invalid_request": "invalid_request_error",
     "authentication": "invalid_request_error",
     "not_found": "invalid_request_error",
+    "conflict": "invalid_request_error",
     "too_large": "invalid_request_error",
     "permission": "permission_error",
     "rate_limit": "rate_limit_error",
@@ -190,6 +191,7 @@ _TYPE: Final[dict[Kind, str]] = {
     "timeout": "server_error",
     "upstream": "server_error",
     "internal": "server_error",
+    "stopped": "server_error",
     "client_gone": "server_error",
 }
 """OpenAI's words. It calls a wrong key an invalid request, with the code `invalid_api_key`."""
