@@ -16,6 +16,10 @@ class Asked(Struct, frozen=True):
     request: ChatRequest
     include_usage: bool = False
     """Whether a streamed answer shall report usage. A whole answer always does."""
+    conversation: str | None = None
+    """The id of the kept conversation that it is a turn of."""
+    parent: str | None = None
+    """The item of that conversation which the messages are to follow; None: whichever is its last."""
 
 
 class StreamEncoder(Protocol):

@@ -185,6 +185,7 @@ def _asked(asked: wire.ChatCompletionRequest) -> Asked:
     if asked.top_k is None:
         extra["top_k"] = None
     tools, tool_choice = _tools(asked, extra)
+    conversation, parent = _conversation(extra)
     return Asked(
         ChatRequest(
             model=asked.model,
@@ -204,7 +205,37 @@ def _asked(asked: wire.ChatCompletionRequest) -> Asked:
             extra=extra,
         ),
         include_usage,
+        conversation,
+        parent,
     )
+
+
+def _conversation(extra: Extra) -> tuple[str | None, str | None]:
+    """`conversation` as OpenAI's Responses have it, an id or `{"id": …}`, and our `parent` beside the id: not for the
+    vendor. Takes it out of `extra`."""
+    said = extra.pop("conversation", None)
+    if said is None:
+        return None, None
+    fields = {"id": said} if isinstance(said, str) else said
+    if not isinstance(fields, dict):
+        raise InvalidRequest(
+            '`conversation`: expected the id of a conversation, or `{"id": …}`.',
+            code="invalid_type",
+            param="conversation",
+        )
+    for name, value in fields.items():
+        place = f"conversation.{name}"
+        if name not in ("id", "parent"):
+            raise InvalidRequest(
+                f"`{place[:60]}`: unknown field (known: id, parent).", code="unknown_parameter", param=place[:60]
+            )
+        if not isinstance(value, str) or not value:
+            raise InvalidRequest(f"`{place}`: expected an id.", code="invalid_type", param=place)
+    if "id" not in fields:
+        raise InvalidRequest(
+            "`conversation.id`: required, but missing.", code="missing_required_parameter", param="conversation.id"
+        )
+    return fields["id"], fields.get("parent")
 
 
 def _sampling(asked: wire.ChatCompletionRequest) -> Sampling:

@@ -74,17 +74,21 @@ class StreamedReply:
     """A server-sent event stream. Status and headers leave with the first bytes, and not before.
 
     When nothing was written for `heartbeat` seconds (0: never), a comment goes out, also as the first thing: from
-    then on the status is 200, and a failure can only be told in the stream.
+    then on the status is 200, and a failure can only be told in the stream. `headers` are asked for when they leave.
     """
 
-    def __init__(self, send: Send, call_id: str, trip: Trip, heartbeat: float, beat: Callable[[], bytes]) -> None:
+    def __init__(
+        self, send: Send, headers: Callable[[], Headers], heartbeat: float, beat: bytes, trip: Trip | None = None
+    ) -> None:
+        """`trip`: of a call that waits while its client is slow to read."""
         self._send = send
-        self._call_id = call_id
+        self._headers = headers
         self._trip = trip
         self._heartbeat = heartbeat
         self._beat = beat
         self._loop = asyncio.get_running_loop()
         self._written_at = self._loop.time()
+        self._writing = False
         self._beating: asyncio.Task[None] | None = None
         self._timer = self._loop.call_later(heartbeat, self._tick) if heartbeat > 0 else None
         self.started = False
@@ -92,14 +96,18 @@ class StreamedReply:
     async def write(self, data: bytes) -> None:
         """Write whole events. Waits while the client is slow to read."""
         trip = self._trip
-        trip.writing = True
+        self._writing = True
+        if trip is not None:
+            trip.writing = True
         try:
             if self._beating is not None:
                 await self._beating
             await self._put(data, more=True)
         finally:
-            trip.writing = False
-            trip.written_at = self._written_at
+            self._writing = False
+            if trip is not None:
+                trip.writing = False
+                trip.written_at = self._written_at
 
     async def end(self, data: bytes) -> None:
         """Write the last bytes and end the body."""
@@ -120,7 +128,7 @@ class StreamedReply:
 
     async def _put(self, data: bytes, *, more: bool) -> None:
         if not self.started:
-            headers = [*_SSE, *call_headers(self._call_id, self._trip)]
+            headers = [*_SSE, *self._headers()]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
             self.started = True
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
@@ -133,8 +141,8 @@ class StreamedReply:
         if now < due:
             self._timer = self._loop.call_at(due, self._tick)
             return
-        if not self._trip.writing and self._beating is None:
-            self._beating = self._loop.create_task(self._put(self._beat(), more=True))
+        if not self._writing and self._beating is None:
+            self._beating = self._loop.create_task(self._put(self._beat, more=True))
             self._beating.add_done_callback(self._beaten)
         self._timer = self._loop.call_later(self._heartbeat, self._tick)
 

@@ -5,6 +5,7 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
+from router.access import OnDisconnect
 from router.call import Credentials, regions_in
 from router.errors import BodyTooLarge, ClientGone, InvalidRequest
 
@@ -16,10 +17,18 @@ _TAGS: Final = b"x-deltaway-tags"
 _CONVERSATION: Final = b"x-deltaway-conversation"
 _REGION: Final = b"x-deltaway-region"
 _EXPERIMENT: Final = b"x-deltaway-experiment"
+_ON_DISCONNECT: Final = b"x-deltaway-on-disconnect"
+_RESUMABLE: Final = b"x-deltaway-resumable"
+_IDEMPOTENCY: Final = b"idempotency-key"
+_PREFER: Final = b"prefer"
 _WANTED: Final = frozenset(
-    {b"authorization", b"x-api-key", b"content-length", _USER, _TAGS, _CONVERSATION, _REGION, _EXPERIMENT}
+    {
+        *(b"authorization", b"x-api-key", b"content-length", _USER, _TAGS, _CONVERSATION, _REGION, _EXPERIMENT),
+        *(_ON_DISCONNECT, _RESUMABLE, _IDEMPOTENCY, _PREFER),
+    }
 )
 _MAX_TAGS: Final = 16
+_LONGEST_KEY: Final = 255
 
 
 class Head(Struct, frozen=True):
@@ -34,6 +43,13 @@ class Head(Struct, frozen=True):
     """Where the call may be answered, when not empty."""
     forced: dict[str, str] = {}
     """Experiment → arm."""
+    on_disconnect: OnDisconnect | None = None
+    """What becomes of the call when its client leaves."""
+    resumable: bool = False
+    """Whether its stream shall have ids to come back to."""
+    idempotency_key: str | None = None
+    respond_async: bool = False
+    """Whether the answer is only to be begun, and read elsewhere (RFC 7240, section 4.1)."""
 
 
 def read_head(scope: Scope) -> Head:
@@ -51,6 +67,10 @@ def read_head(scope: Scope) -> Head:
         conversation.decode("utf-8", "replace") if conversation else None,
         _regions(found.get(_REGION), labels),
         _forced(forced.decode("utf-8", "replace")) if forced else {},
+        _on_disconnect(found.get(_ON_DISCONNECT)),
+        _flag(found.get(_RESUMABLE), _RESUMABLE),
+        _idempotency_key(found.get(_IDEMPOTENCY)),
+        _prefers(found.get(_PREFER), b"respond-async"),
     )
 
 
@@ -115,6 +135,43 @@ def _regions(header: bytes | None, tags: Mapping[str, str]) -> tuple[str, ...]:
         # whoever sends it means to be held to something
         raise InvalidRequest(f"{where} `{name}` names no region: write one, or several with commas", param=name)
     return named
+
+
+def _on_disconnect(header: bytes | None) -> OnDisconnect | None:
+    match header:
+        case None:
+            return None
+        case b"cancel":
+            return "cancel"
+        case b"finish":
+            return "finish"
+    name = _ON_DISCONNECT.decode()
+    raise InvalidRequest(f"the header `{name}` takes `cancel` or `finish`", param=name)
+
+
+def _prefers(header: bytes | None, preference: bytes) -> bool:
+    """RFC 7240: preferences with commas between them, each with parameters of its own."""
+    if header is None:
+        return False
+    return any(each.partition(b";")[0].strip().lower() == preference for each in header.split(b","))
+
+
+def _flag(header: bytes | None, name: bytes) -> bool:
+    if header is None or header.lower() == b"false":
+        return False
+    if header.lower() == b"true":
+        return True
+    raise InvalidRequest(f"the header `{name.decode()}` takes `true` or `false`", param=name.decode())
+
+
+def _idempotency_key(header: bytes | None) -> str | None:
+    if header is None:
+        return None
+    text = header.decode("latin-1")
+    if not 0 < len(text) <= _LONGEST_KEY or not text.isprintable():
+        name = _IDEMPOTENCY.decode()
+        raise InvalidRequest(f"the header `{name}` takes 1 to {_LONGEST_KEY} printable characters", param=name)
+    return text
 
 
 def _forced(text: str) -> dict[str, str]:
