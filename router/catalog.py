@@ -94,6 +94,18 @@ class Catalog:
         arms = (target for target in self._arms.get(name, ()) if not self._providers[target.provider].missing)
         return tuple(dict.fromkeys([*(each.target for each in (*way.candidates, *fallen)), *arms]))
 
+    def window(self, name: str) -> int | None:
+        """Tokens of prompt and answer together that every target takes which a call to `name` is likely to reach, arms
+        of experiments included: the least that is known of any; None: nothing is. Raises as `resolve` does."""
+        known = [each.can.context for each in self.resolve(name).candidates]
+        if not self.is_route(name):
+            provider, _, model = name.partition("/")
+            known = [self._capabilities.can_of(self._providers[provider], model).context]
+        for target in self._arms.get(name, ()):
+            candidate = self.arm(name, target)
+            known.append(None if candidate is None else candidate.can.context)
+        return min((context for context in known if context is not None), default=None)
+
     def is_route(self, name: str) -> bool:
         return name in self._routes
 
