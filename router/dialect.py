@@ -33,16 +33,12 @@ class StreamEncoder(Protocol):
         """The mark of an honest end. Called only after `Completed`."""
         ...
 
-    def failure(self, error: RouterError) -> bytes:
-        """The error event that ends a stream which has begun."""
-        ...
-
-    def heartbeat(self) -> bytes: ...
-
 
 class Dialect(Protocol):
     name: str
     """As in receipts: `openai.chat`."""
+    heartbeat: bytes
+    """What is written on a stream while there is nothing to say."""
 
     def decode(self, body: bytes) -> Asked:
         """Raises `InvalidRequest`, naming the path in the body."""
@@ -51,6 +47,10 @@ class Dialect(Protocol):
     def stream(self, asked: Asked, request_id: str) -> StreamEncoder: ...
 
     def whole(self, asked: Asked, answer: Answer, request_id: str) -> bytes: ...
+
+    def failure(self, error: RouterError, request_id: str) -> bytes:
+        """The error event that ends a stream which has begun."""
+        ...
 
     def error(self, error: RouterError, request_id: str) -> bytes:
         """The body of an error response."""

@@ -7,7 +7,7 @@ from typing import Final
 from router.dialect import Asked
 from router.dialects.openai_chat_answer import Form, error_body, whole
 from router.dialects.openai_chat_request import RequestDecoder
-from router.dialects.openai_chat_stream import StreamEncoder
+from router.dialects.openai_chat_stream import HEARTBEAT, StreamEncoder, failure
 from router.errors import RouterError
 from router.fold import Answer
 from router.messages import ChatRequest, FunctionTool
@@ -19,6 +19,7 @@ class OpenAIChat:
     """The dialect of `POST /v1/chat/completions`. `clock` gives Unix seconds, for vendors that tell no time."""
 
     name = NAME
+    heartbeat = HEARTBEAT
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -28,10 +29,13 @@ class OpenAIChat:
         return self._requests.decode(body)
 
     def stream(self, asked: Asked, request_id: str) -> StreamEncoder:
-        return StreamEncoder(self._form(asked, request_id), request_id)
+        return StreamEncoder(self._form(asked, request_id))
 
     def whole(self, asked: Asked, answer: Answer, request_id: str) -> bytes:
         return whole(answer, self._form(asked, request_id))
+
+    def failure(self, error: RouterError, request_id: str) -> bytes:
+        return failure(error, request_id)
 
     def error(self, error: RouterError, request_id: str) -> bytes:
         """The request id is in the response's headers, so the body is exactly OpenAI's."""

@@ -32,7 +32,7 @@ Json = dict[str, Any]
 _encode: Final = msgspec.json.Encoder().encode
 
 _DONE: Final = b"data: [DONE]\n\n"
-_HEARTBEAT: Final = b": ping\n"
+HEARTBEAT: Final = b": ping\n"
 _OWN: Final = frozenset({"id", "object", "created", "model", "choices", "usage", "obfuscation"})
 """Fields of a chunk that a vendor's extras never set."""
 
@@ -64,11 +64,10 @@ class _Choice(Struct):
 class StreamEncoder:
     """Encodes one stream, whose events come in their legal order."""
 
-    __slots__ = ("_choices", "_fields", "_form", "_head", "_once", "_request_id", "_tail")
+    __slots__ = ("_choices", "_fields", "_form", "_head", "_once", "_tail")
 
-    def __init__(self, form: Form, request_id: str) -> None:
+    def __init__(self, form: Form) -> None:
         self._form = form
-        self._request_id = request_id
         usage = b',"usage":null' if form.include_usage else b""
         self._tail = b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % usage
         self._head = b""
@@ -82,12 +81,6 @@ class StreamEncoder:
 
     def end(self) -> bytes:
         return _DONE
-
-    def failure(self, error: RouterError) -> bytes:
-        return b"data: %b\n\n" % _encode({"error": {**error_fields(error), "request_id": self._request_id}})
-
-    def heartbeat(self) -> bytes:
-        return _HEARTBEAT
 
     # -- content ---------------------------------------------------------------------------------------------------
 
@@ -236,6 +229,11 @@ class StreamEncoder:
             self._once = {}
         fields.update({key: value for key, value in extras.items() if key not in _OWN})
         return b"data: %b\n\n" % _encode(fields)
+
+
+def failure(error: RouterError, request_id: str) -> bytes:
+    """The last event of a stream that was broken off."""
+    return b"data: %b\n\n" % _encode({"error": {**error_fields(error), "request_id": request_id}})
 
 
 _ENCODE: Final[dict[type, Callable[[StreamEncoder, Any], bytes]]] = {

@@ -1,6 +1,7 @@
 """The chat endpoint: client bytes → call → events → client bytes. One function for whole answers and streams.
 
-A bare ASGI route: Litestar's `Request` and response classes would cost more than all the rest of the way in.
+A bare ASGI route: Litestar's `Request` and response classes would cost more than all the rest of the way in. An answer
+that shall outlive its connection is made and read in two places: `router.http.kept`.
 """
 
 import asyncio
@@ -9,17 +10,21 @@ from typing import Final
 
 import structlog
 
+from router.access import OnDisconnect
 from router.call import Call, Trip, new_trip
 from router.dialect import Asked, Dialect
-from router.errors import ClientGone, InternalError, MethodNotAllowed, RouterError, ShuttingDown, StoreUnavailable
-from router.events import Completed, Event
+from router.errors import ClientGone, MethodNotAllowed, RouterError
+from router.events import Event
 from router.fold import Fold
 from router.generation import Generation, Generations
+from router.http.ending import Ending, check_end
+from router.http.incoming import incoming
+from router.http.kept import Kept, Reading
+from router.http.leaving import on_disconnect, when_left
 from router.http.reply import Send, StreamedReply, call_headers, error_headers, send_json
-from router.http.request import Head, Receive, Scope, read_body, read_head
+from router.http.request import Receive, Scope, read_body, read_head
 from router.http.streaming import pump
 from router.ids import request_id
-from router.ledger.books import Books
 from router.running import Running, interrupt
 
 STRANGERS_BODY: Final = 64 * 1024
@@ -30,16 +35,13 @@ class Chat:
     """`POST /v1/chat/completions`, or the like of another dialect."""
 
     def __init__(
-        self,
-        dialect: Dialect,
-        generations: Generations,
-        running: Running,
-        books: Books,
+        self, dialect: Dialect, generations: Generations, running: Running, ending: Ending, kept: Kept
     ) -> None:
         self._dialect = dialect
         self._generations = generations
-        self._books = books
         self._running = running
+        self._ending = ending
+        self._kept = kept
         self._log = structlog.get_logger("deltaway.chat")
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,9 +49,13 @@ class Chat:
         call_id, trip, generation = request_id(), new_trip(), self._generations.current
         # from here to its end the call knows no other configuration
         trip.terms = generation.terms
-        with generation.tracked(), self._running.tracked(trip):
+        with generation.tracked():
             try:
-                await self._answer(generation, call_id, trip, scope, receive, send)
+                with self._running.tracked(trip):
+                    reading = await self._answer(generation, call_id, trip, scope, receive, send)
+                if reading is not None:
+                    # the call has a task of its own; who reads its answer may leave it
+                    await self._kept.read(generation, reading, receive, send)
             except asyncio.CancelledError:
                 if trip.interruption is None:
                     raise
@@ -57,7 +63,8 @@ class Chat:
 
     async def _answer(
         self, generation: Generation, call_id: str, trip: Trip, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    ) -> Reading | None:
+        """Answer the request, or begin a stream and give how it is read."""
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"`{scope['path']}` takes POST, not {scope['method']}")
@@ -67,61 +74,47 @@ class Chat:
             if generation.authenticator is not None and not _is_small(head.content_length):
                 # the plugin will ask again, in its place among the layers; small bodies wait for that
                 await generation.authenticator.authenticate(head.credentials)
-            asked = self._dialect.decode(await read_body(receive, head, generation.body_limit))
+            body = await read_body(receive, head, generation.body_limit)
+            asked = self._dialect.decode(body)
+            call = incoming(self._dialect.name, call_id, trip, asked, head, scope)
+            if self._kept.wants(head, asked, call):
+                return await self._kept.begin(generation, call, asked, head, body)
         except BaseException as raised:
-            error = self._reason(call_id, trip, raised)
+            error = self._ending.reason(call_id, trip, raised)
             if not isinstance(error, ClientGone):
                 # no plugin has seen this request, so none will write its line
                 self._log.info("refused", request_id=call_id, status=error.status, code=error.code)
                 await self._refuse(send, call_id, trip, error)
-            return
-        call = self._call(call_id, trip, asked, head, scope)
-        watch = asyncio.get_running_loop().create_task(_watch(receive, asyncio.current_task(), trip))
+            return None
+        watch = asyncio.get_running_loop().create_task(
+            when_left(receive, _left(generation, trip, head.on_disconnect, asyncio.current_task()))
+        )
         try:
             answer = self._stream if asked.request.stream else self._whole
             await answer(generation, call, asked, send, watch.cancel)
         finally:
             watch.cancel()
-            # an end that nobody has put into words is the end of this process
-            self._books.close(call, asyncio.CancelledError(), generation.layer_names)
-
-    def _call(self, call_id: str, trip: Trip, asked: Asked, head: Head, scope: Scope) -> Call:
-        request = asked.request
-        trip.asked = request.model
-        client = scope.get("client")
-        tags = {**request.metadata, **head.tags} if head.tags else request.metadata
-        return Call(
-            id=call_id,
-            request=request,
-            dialect=self._dialect.name,
-            trip=trip,
-            credentials=head.credentials,
-            user=head.user or request.user,
-            tags=tags,
-            conversation=head.conversation,
-            regions=head.regions,
-            forced=head.forced,
-            origin=client[0] if client else "",
-        )
+            self._ending.abandon(generation, call)
+        return None
 
     async def _whole(
         self, generation: Generation, call: Call, asked: Asked, send: Send, unwatch: Callable[[], object]
     ) -> None:
         """The answer as the fold of its stream."""
-        fold, last, trip = Fold(), None, call.trip
+        fold, last, trip, ending = Fold(), None, call.trip, self._ending
         event: Event
         try:
             async for event in generation.layers(call):
                 fold.add(event)
                 last = event
-            _check_end(last)
+            check_end(last)
             unwatch()
-            await self._close(call)
+            await ending.close(call)
             body = self._dialect.whole(asked, fold.result(), call.id)
             headers = call_headers(call.id, trip)
-            await self._on_record(generation, call, None)
+            await ending.on_record(generation, call, None)
         except BaseException as raised:
-            error = await self._failure(generation, call, raised)
+            error = await ending.failure(generation, call, raised)
             if not isinstance(error, ClientGone):
                 await self._refuse(send, call.id, trip, error)
             return
@@ -131,78 +124,30 @@ class Chat:
         self, generation: Generation, call: Call, asked: Asked, send: Send, unwatch: Callable[[], object]
     ) -> None:
         """The answer as it comes."""
-        trip, encoder = call.trip, self._dialect.stream(asked, call.id)
-        reply = StreamedReply(send, call.id, trip, generation.heartbeat, encoder.heartbeat)
+        trip, encoder, ending = call.trip, self._dialect.stream(asked, call.id), self._ending
+        beat = self._dialect.heartbeat
+        reply = StreamedReply(send, lambda: call_headers(call.id, trip), generation.heartbeat, beat, trip)
         batch: list[bytes] = []
         try:
             try:
-                _check_end(await pump(generation.layers(call), encoder.encode, reply.write, batch))
+                check_end(await pump(generation.layers(call), encoder.encode, reply.write, batch))
                 unwatch()
                 # every layer has settled, and the call is on record, before the last byte leaves
-                await self._close(call)
-                await self._on_record(generation, call, None)
+                await ending.close(call)
+                await ending.on_record(generation, call, None)
                 batch.append(encoder.end())
             except BaseException as raised:
-                error = await self._failure(generation, call, raised)
+                error = await ending.failure(generation, call, raised)
                 await reply.stop()
                 if isinstance(error, ClientGone):
                     return
                 if not reply.started and not batch:
                     await self._refuse(send, call.id, trip, error)
                     return
-                batch.append(encoder.failure(error))
+                batch.append(self._dialect.failure(error, call.id))
             await reply.end(b"".join(batch))
         finally:
             reply.silence()
-
-    async def _failure(self, generation: Generation, call: Call, raised: BaseException) -> RouterError:
-        """The error that a call ends with, all its layers closed. What is not ours to handle is raised on."""
-        error = self._reason(call.id, call.trip, raised)
-        await self._close(call)
-        await self._on_record(generation, call, error)
-        return error
-
-    def _reason(self, call_id: str, trip: Trip, raised: BaseException) -> RouterError:
-        """`raised` as an error of ours, noted as what the layers that are still open see as GeneratorExit."""
-        task = asyncio.current_task()
-        error: RouterError
-        if isinstance(raised, RouterError):
-            error = raised
-        elif isinstance(raised, asyncio.CancelledError) and task is not None and task.cancelling():
-            # one CancelledError may stand for several requests: the client left, and a deadline passed
-            while task.cancelling():
-                task.uncancel()
-            error = trip.interruption or ShuttingDown("the server has stopped; send the request again")
-        elif isinstance(raised, Exception | asyncio.CancelledError):
-            # nobody cancelled us: a layer waited for something that was cancelled
-            self._log.error("a call failed by a fault of ours", request_id=call_id, exc_info=raised)
-            error = InternalError(f"internal error; the server's log knows more under request id {call_id}")
-            # a header may be what failed
-            trip.headers.clear()
-        else:
-            raise raised
-        if trip.interruption is None:
-            trip.interruption = error
-        return error
-
-    async def _on_record(self, generation: Generation, call: Call, error: RouterError | None) -> None:
-        """Tell the ledger the call's end, and wait as long as its durability asks."""
-        waiting = self._books.close(call, error, generation.layer_names)
-        if waiting is not None and not isinstance(error, ClientGone):
-            try:
-                await waiting
-            except StoreUnavailable as failed:
-                # the answer is whole all the same, and its row goes to the store once more
-                self._log.error("an end is not on the disk yet", request_id=call.id, reason=failed.message)
-
-    async def _close(self, call: Call) -> None:
-        try:
-            await call.trip.close()
-        except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise
-            self._log.error("a plugin failed while it closed", request_id=call.id, exc_info=error)
 
     async def _refuse(self, send: Send, call_id: str, trip: Trip, error: RouterError) -> None:
         headers = [*call_headers(call_id, trip), *error_headers(error)]
@@ -215,14 +160,21 @@ def _is_small(length: int | None) -> bool:
     return length is not None and length <= STRANGERS_BODY
 
 
-def _check_end(last: Event | None) -> None:
-    if type(last) is not Completed:
-        raise InternalError("the stream of events ended without its end: a plugin dropped it")
+def _left(
+    generation: Generation, trip: Trip, asked: OnDisconnect | None, task: "asyncio.Task[object] | None"
+) -> Callable[[], None]:
+    """What is done when the client leaves: what it is sent from then on the server drops by itself."""
 
+    def leave() -> None:
+        if task is not None:
+            interrupt(task, trip, ClientGone("the client left"))
 
-async def _watch(receive: Receive, task: "asyncio.Task[object] | None", trip: Trip) -> None:
-    """Cancel the call when its client leaves."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    if task is not None:
-        interrupt(task, trip, ClientGone("the client left"))
+    def left() -> None:
+        if on_disconnect(generation, trip, asked) == "finish":
+            return
+        if trip.holders:
+            trip.deserted = leave
+        else:
+            leave()
+
+    return left

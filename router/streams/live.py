@@ -48,9 +48,8 @@ class LiveStream:
         *,
         linger: float = 0.0,
         deserted: Callable[[], None] | None = None,
-        stopping: Callable[[RouterError], None] | None = None,
     ) -> None:
-        """`deserted` is called when nobody has read for `linger` seconds, `stopping` with the reason to end."""
+        """`deserted` is called when nobody has read for `linger` seconds."""
         self.head = head
         self.first = 1
         """The number of the oldest block in memory, or of the next one to come."""
@@ -65,7 +64,8 @@ class LiveStream:
         self.readers = 0
         self.read_elsewhere = 0
         """When another process last read it, in Unix milliseconds."""
-        self.stopping = stopping
+        self.stopping: Callable[[RouterError], None] | None = None
+        """Ends it early, for a reason."""
         self._limit = limit
         self._changed = changed
         self._linger = linger

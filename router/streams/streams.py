@@ -78,10 +78,9 @@ class Streams:
         *,
         linger: float,
         deserted: Callable[[], None] | None,
-        stopping: Callable[[RouterError], None],
     ) -> LiveStream:
         """A stream that this process writes. Others can read it as soon as this returns, unless the log is away."""
-        live = LiveStream(head, self.log.limit, self._changed, linger=linger, deserted=deserted, stopping=stopping)
+        live = LiveStream(head, self.log.limit, self._changed, linger=linger, deserted=deserted)
         self._live[head.id] = live
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -101,13 +100,12 @@ class Streams:
 
     # -- streams of anybody ----------------------------------------------------------------------------------------
 
-    async def find(self, stream: str) -> StreamHead | None:
-        """Raises `LogAway`."""
+    async def look(self, stream: str, after: int) -> Stretch | None:
+        """What comes after block `after`, as far as it is there now; None: no such stream is known. Raises
+        `LogAway`."""
         live = self._live.get(stream)
-        if live is not None:
-            return live.head
-        found = await self.log.read(stream, 2**53)
-        return None if found is None else found.head
+        found = None if live is None else live.stretch(after)
+        return found or await self.log.read(stream, after)
 
     async def follow(self, stream: str, after: int) -> AsyncGenerator[Stretch, None]:
         """What comes after block `after`, until the end: the last stretch alone has `ended`, or is `expired`. A reader

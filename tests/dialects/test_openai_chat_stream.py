@@ -87,8 +87,8 @@ def test_a_text_answer_byte_by_byte() -> None:
 def test_the_end_the_heartbeat_and_a_failure() -> None:
     stream = encoder()
     assert stream.end() == b"data: [DONE]\n\n"
-    assert stream.heartbeat() == b": ping\n"
-    assert stream.failure(StreamCut("upstream closed")) == (
+    assert DIALECT.heartbeat == b": ping\n"
+    assert DIALECT.failure(StreamCut("upstream closed"), "req_7") == (
         b'data: {"error":{"message":"upstream closed","type":"server_error","param":null,"code":"stream_cut",'
         b'"request_id":"req_7"}}\n\n'
     )
@@ -427,8 +427,8 @@ def test_heartbeats_anywhere_between_chunks_are_not_seen(read: Any, events: list
 @pytest.mark.parametrize("read", [sdk_data, httpx_sse_data])
 def test_a_failure_is_one_event_even_after_a_heartbeat(read: Any) -> None:
     stream = encoder()
-    error = stream.failure(RateLimited("slow down", retry_after=2))
-    (text,) = read([stream.encode(START), stream.heartbeat(), error])
+    error = DIALECT.failure(RateLimited("slow down", retry_after=2), "req_7")
+    (text,) = read([stream.encode(START), DIALECT.heartbeat, error])
     assert json.loads(text)["error"]["type"] == "rate_limit_error"
 
 

@@ -1,0 +1,123 @@
+"""A stream's blocks on their way to one reader, with the ids that it can come back with."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
+
+import msgspec
+
+from router.errors import InvalidRequest, RouterError
+from router.http.leaving import when_left
+from router.http.reply import StreamedReply
+from router.http.request import Receive
+from router.streams.log import Stretch
+
+_EVENT_ID: Final = re.compile(r"(strm_[0-9A-HJKMNP-TV-Z]{26})-(0|[1-9][0-9]{0,15})")
+
+
+class Refused(Exception):
+    """The call failed before its answer began, and nothing has been written to the reader."""
+
+    def __init__(self, error: RouterError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def last_seen(event_id: str, stream: str) -> int:
+    """The number in an event's id, `<stream>-<number>`. Raises `InvalidRequest`."""
+    found = _EVENT_ID.fullmatch(event_id)
+    if found is None:
+        raise InvalidRequest(
+            "the last event id is none of ours: send the `id` of the last event that was read, or none to read from "
+            "the beginning",
+            code="invalid_event_id",
+            param="last-event-id",
+        )
+    if found[1] != stream:
+        raise InvalidRequest(
+            "the last event id is of another stream: send the `id` of the last event that was read of this one, or "
+            "none to read from the beginning",
+            code="foreign_event_id",
+            param="last-event-id",
+        )
+    return int(found[2])
+
+
+def rendered(stretch: Stretch, after: int, *, ids: bool) -> bytes:
+    """The blocks as they are written. What is missing after block `after` is said in an event of its own."""
+    if not ids:
+        return b"".join(stretch.blocks)
+    stream = stretch.head.id.encode()
+    written = [b"id: %b-%d\n%b" % (stream, number, block) for number, block in enumerate(stretch.blocks, stretch.first)]
+    if stretch.first > after + 1:
+        gap = {"object": "stream.gap", "first": after + 1, "last": stretch.first - 1, "reason": "evicted"}
+        written.insert(
+            0, b"id: %b-%d\nevent: gap\ndata: %b\n\n" % (stream, stretch.first - 1, msgspec.json.encode(gap))
+        )
+    return b"".join(written)
+
+
+@asynccontextmanager
+async def until_left(receive: Receive) -> AsyncIterator[Callable[[], object]]:
+    """The body ends when the client leaves, silently. Gives what stops the watching: it has had its answer."""
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+
+    def left() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    watch = asyncio.get_running_loop().create_task(when_left(receive, left))
+    try:
+        yield watch.cancel
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        task.uncancel()
+    finally:
+        watch.cancel()
+
+
+async def deliver(
+    reply: StreamedReply,
+    stretches: AsyncGenerator[Stretch, None],
+    receive: Receive,
+    *,
+    after: int = 0,
+    ids: bool,
+    refused: Callable[[], RouterError | None] = lambda: None,
+) -> None:
+    """Write a stream until it ends, or its reader leaves. Raises `Refused`, and what reading the stream raises."""
+    try:
+        async with until_left(receive) as unwatch, aclosing(stretches):
+            async for stretch in stretches:
+                if not reply.started and (error := refused()) is not None:
+                    await reply.stop()
+                    # a heartbeat may have gone out meanwhile
+                    if not reply.started:
+                        raise Refused(error)
+                data = rendered(stretch, after, ids=ids)
+                after = max(after, stretch.first + len(stretch.blocks) - 1)
+                if stretch.ended is not None and after >= stretch.last:
+                    unwatch()
+                    await reply.end(data)
+                    return
+                await reply.write(data)
+            # its time was over in the middle of it
+            await reply.end(b"")
+    finally:
+        reply.silence()
+
+
+async def gather(stretches: AsyncGenerator[Stretch, None], receive: Receive) -> Stretch | None:
+    """The last stretch of a stream; None: the client has left."""
+    last: Stretch | None = None
+    stayed = False
+    async with until_left(receive), aclosing(stretches):
+        async for stretch in stretches:
+            last = stretch
+        stayed = True
+    return last if stayed else None

@@ -1,0 +1,251 @@
+"""Answers that outlive their connection: begun here, read here and at `/v1/streams`.
+
+A call whose stream can be come back to, that is answered elsewhere (`Prefer: respond-async`), that may be repeated
+(`Idempotency-Key`), or that is a turn of a kept conversation, is made in a task of its own and writes to a stream;
+whoever asked reads that stream like anybody else.
+"""
+
+import hashlib
+from typing import Final
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from router.call import Call, Trip
+from router.dialect import Asked, Dialect
+from router.errors import Conflict, InternalError, RouterError, StoreUnavailable
+from router.generation import Generation
+from router.http.delivery import Refused, deliver, gather
+from router.http.leaving import on_disconnect, said_of
+from router.http.production import Production, Saving, desertion
+from router.http.reply import Headers, Send, StreamedReply, call_headers, error_headers, send_json
+from router.http.request import Head, Receive
+from router.http.stream_token import StreamTokens
+from router.streams.live import LiveStream
+from router.streams.log import LogAway, StreamHead, stream_id
+from router.streams.streams import Streams, StreamUnknown
+
+STREAMS_PATH: Final = "/v1/streams"
+_BEYOND: Final = 2**53
+"""After every block."""
+
+
+class Begun(Struct, frozen=True, kw_only=True):
+    """The body of a 202: where the answer can be read. `url` bears a token, so that a browser's EventSource can open
+    it, which sends no headers; `expires_at` (Unix seconds) is when that token does."""
+
+    id: str
+    request_id: str
+    url: str
+    expires_at: int
+    object: str = "stream"
+
+
+class Reading(Struct, frozen=True):
+    """How the client of a kept call reads the answer."""
+
+    stream: str
+    whole: bool
+    ids: bool
+    headers: Headers
+    """Those that do not depend on how the call goes."""
+    trip: Trip | None = None
+    """Of the call, if it was made for this client."""
+    live: LiveStream | None = None
+    begun: bytes | None = None
+    """The body of a 202: nothing is read here."""
+
+
+class Kept:
+    def __init__(self, dialect: Dialect, streams: Streams, production: Production, tokens: StreamTokens) -> None:
+        self._dialect = dialect
+        self._streams = streams
+        self._production = production
+        self._tokens = tokens
+        self._log = structlog.get_logger("deltaway.streams")
+
+    def wants(self, head: Head, asked: Asked, call: Call) -> bool:
+        """Whether the call is one for here."""
+        return (
+            head.resumable
+            or head.respond_async
+            or head.idempotency_key is not None
+            or (call.conversation is not None and call.conversation.startswith("conv_"))
+        )
+
+    async def begin(self, generation: Generation, call: Call, asked: Asked, head: Head, body: bytes) -> Reading:
+        """Begin the call, or find the one that it repeats. Raises whatever refuses it."""
+        owner = await self._owner(generation, call)
+        stream = stream_id(call.id)
+        if head.idempotency_key is not None:
+            first = await self._claimed(owner, head.idempotency_key, stream, call, body)
+            if first != stream:
+                return await self._repeated(first, asked, head)
+        try:
+            return await self._begun(generation, call, asked, head, owner, stream)
+        except BaseException:
+            await self._release(owner, head, stream)
+            raise
+
+    async def read(self, generation: Generation, reading: Reading, receive: Receive, send: Send) -> None:
+        """Write the answer to the client that asked for it, until it leaves."""
+        if reading.begun is not None:
+            await send_json(send, 202, reading.begun, self._headers(reading))
+            return
+        try:
+            if reading.whole:
+                await self._read_whole(reading, receive, send)
+                return
+            beat = self._dialect.heartbeat
+            reply = StreamedReply(send, lambda: self._headers(reading), generation.heartbeat, beat)
+            stretches = self._streams.follow(reading.stream, 0)
+            live = reading.live
+            await deliver(
+                reply,
+                stretches,
+                receive,
+                ids=reading.ids,
+                refused=lambda: None if live is None else live.refused,
+            )
+        except Refused as refused:
+            await self._refuse(send, reading, refused.error)
+        except (StreamUnknown, LogAway) as error:
+            await self._refuse(send, reading, _unreadable(error))
+
+    # -- beginning -------------------------------------------------------------------------------------------------
+
+    async def _owner(self, generation: Generation, call: Call) -> str:
+        """Whose stream it will be. Raises `AuthenticationFailed`."""
+        if generation.authenticator is None:
+            return ""
+        # the plugin will ask again, in its place among the layers
+        principal = await generation.authenticator.authenticate(call.credentials)
+        return principal.key
+
+    async def _claimed(self, owner: str, key: str, stream: str, call: Call, body: bytes) -> str:
+        """The stream that the key stands for. Raises `Conflict` if it was used for another request."""
+        fingerprint = hashlib.sha256(call.dialect.encode() + b"\0" + body).hexdigest()
+        try:
+            claim = await self._streams.log.claim(owner, key, stream, fingerprint)
+        except LogAway as error:
+            # to go on could mean to pay twice, which is what the key is there to prevent
+            raise _unreadable(error) from error
+        if claim.fingerprint != fingerprint:
+            raise Conflict(
+                "this `Idempotency-Key` was used for another request: give each request a key of its own, and repeat "
+                "it with the same body",
+                code="idempotency_key_reused",
+                param="idempotency-key",
+            )
+        return claim.stream
+
+    async def _release(self, owner: str, head: Head, stream: str) -> None:
+        if head.idempotency_key is not None:
+            try:
+                await self._streams.log.release(owner, head.idempotency_key, stream)
+            except LogAway as error:
+                self._log.warning("an idempotency key stays taken for a call that was refused", reason=str(error))
+
+    async def _repeated(self, stream: str, asked: Asked, head: Head) -> Reading:
+        found = await self._found(stream)
+        headers: Headers = [
+            (b"x-request-id", found.request_id.encode()),
+            (b"x-deltaway-stream", stream.encode()),
+            (b"idempotent-replayed", b"true"),
+        ]
+        if head.respond_async:
+            return Reading(stream, found.whole, head.resumable, headers, begun=await self._body(found, headers))
+        return Reading(stream, found.whole, head.resumable, headers, live=self._streams.live(stream))
+
+    async def _found(self, stream: str) -> StreamHead:
+        """The stream that was claimed by somebody else, who may not have begun it yet."""
+        try:
+            found = await self._streams.look(stream, _BEYOND)
+        except LogAway as error:
+            raise _unreadable(error) from error
+        if found is None:
+            raise Conflict(
+                "a request with this `Idempotency-Key` is being begun: repeat it in a moment",
+                code="idempotency_key_in_use",
+                param="idempotency-key",
+                retry_after=1.0,
+            )
+        return found.head
+
+    async def _begun(
+        self, generation: Generation, call: Call, asked: Asked, head: Head, owner: str, stream: str
+    ) -> Reading:
+        trip, saving = call.trip, list[Saving]()
+        whole = not asked.request.stream
+        if whole and head.respond_async:
+            # whoever opens it reads a stream
+            request = msgspec.structs.replace(asked.request, stream=True)
+            asked, call, whole = msgspec.structs.replace(asked, request=request), call.with_request(request), False
+        begun = StreamHead(
+            id=stream,
+            owner=owner,
+            writer=self._streams.writer,
+            request_id=call.id,
+            dialect=call.dialect,
+            model=call.request.model,
+            created_at=trip.created_at,
+            whole=whole,
+            conversation=call.conversation,
+        )
+        stays = head.resumable or head.respond_async or head.idempotency_key is not None
+        live: LiveStream
+
+        def deserted() -> None:
+            policy = on_disconnect(generation, trip, head.on_disconnect)
+            if head.respond_async:
+                # it was asked to be answered without anybody waiting
+                policy = said_of(generation, trip, head.on_disconnect) or "finish"
+            if policy == "cancel":
+                desertion(live, call)
+
+        live = await self._streams.begin(begun, linger=self._streams.linger if stays else 0.0, deserted=deserted)
+        self._production.start(generation, call, asked, live, saving)
+        headers: Headers = [(b"x-deltaway-stream", stream.encode())]
+        if head.respond_async:
+            live.watch()
+            headers.append((b"x-request-id", call.id.encode()))
+            return Reading(stream, whole, True, headers, begun=await self._body(begun, headers))
+        return Reading(stream, whole, head.resumable, headers, trip=trip, live=live)
+
+    async def _body(self, head: StreamHead, headers: Headers) -> bytes:
+        """The body of a 202; adds its headers."""
+        token, expires = await self._tokens.made(head.id)
+        url = f"{STREAMS_PATH}/{head.id}?token={token}"
+        headers += [(b"location", url.encode()), (b"preference-applied", b"respond-async")]
+        return msgspec.json.encode(Begun(id=head.id, request_id=head.request_id, url=url, expires_at=expires))
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def _read_whole(self, reading: Reading, receive: Receive, send: Send) -> None:
+        last = await gather(self._streams.follow(reading.stream, 0), receive)
+        if last is None:
+            return
+        if reading.live is not None and reading.live.refused is not None:
+            raise Refused(reading.live.refused)
+        if not last.blocks:
+            raise StreamUnknown(reading.stream)
+        body = last.blocks[-1].removeprefix(b"data: ").removesuffix(b"\n\n")
+        # how it failed is in the body; the status of then is not kept
+        status = 200 if last.ended in ("finished", "cached") else 502
+        await send_json(send, status, body, self._headers(reading))
+
+    def _headers(self, reading: Reading) -> Headers:
+        if reading.trip is None or reading.live is None:
+            return reading.headers
+        return [*call_headers(reading.live.head.request_id, reading.trip), *reading.headers]
+
+    async def _refuse(self, send: Send, reading: Reading, error: RouterError) -> None:
+        headers = [*self._headers(reading), *error_headers(error)]
+        await send_json(send, error.status, self._dialect.error(error, ""), headers)
+
+
+def _unreadable(error: Exception) -> RouterError:
+    if isinstance(error, StreamUnknown):
+        return InternalError("the stream of this answer was lost: ask again")
+    return StoreUnavailable(f"the stream log is away: {error}", retry_after=2.0)
