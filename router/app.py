@@ -30,7 +30,7 @@ from router.config import ConfigError, Document, Loaded, Problem, load, parse
 from router.dialects.openai_chat import OpenAIChat
 from router.dispatch import Dispatch
 from router.door import Door
-from router.errors import RouterError
+from router.errors import RouterError, StoreUnavailable
 from router.experiment import Experiment
 from router.experiments.arms import check_arms
 from router.experiments.desk import Desk
@@ -42,18 +42,24 @@ from router.http.admin_experiments import admin_experiment_routes
 from router.http.admin_health import admin_health_routes
 from router.http.chat import Chat
 from router.http.config import config_routes
+from router.http.ending import Ending
 from router.http.errors import ErrorResponses
 from router.http.experiments import experiment_routes
 from router.http.feedback import feedback_routes
 from router.http.health import health_routes
+from router.http.kept import STREAMS_PATH, Kept
 from router.http.keys import key_routes
 from router.http.models import model_routes
 from router.http.openapi import openapi_config
+from router.http.production import Production
 from router.http.receipts import receipt_routes
 from router.http.request import read_head
+from router.http.stream_token import StreamTokens
+from router.http.streams import StreamEndpoint
 from router.http.usage import usage_routes
+from router.key_text import Pepper
 from router.keyring import Keyring
-from router.lifecycle import lifespan
+from router.lifecycle import LAST_WORDS, lifespan
 from router.plugin import Plugin, check_order, compose
 from router.prices.pricing import PriceBookPricing, price_book
 from router.provider import Target
@@ -62,6 +68,8 @@ from router.reloading import Reloader
 from router.running import Running
 from router.services import Services
 from router.settings import Cors, PluginRow
+from router.store.store import StoreAway
+from router.streams.streams import Streams
 from router.telemetry import configure
 from router.upstream import CarrierFactory, make_carrier, tls_context
 from router.wire.openai_chat import ChatCompletionRequest
@@ -288,11 +296,34 @@ def create_app(gateway: Gateway) -> Litestar:
     keyring = Keyring(behind.store, behind.keys, other_admin=lambda: generations.current.admins.has_admin_key)
     dialect = OpenAIChat()
     errors = ErrorResponses(dialect)
-    chat = Chat(dialect, generations, gateway.running, behind.books)
+    ending = Ending(behind.books)
+
+    async def pepper() -> Pepper:
+        try:
+            return await behind.keys.pepper()
+        except StoreAway as error:
+            raise StoreUnavailable(
+                "the store is away, and with it what tokens are signed with", retry_after=5.0
+            ) from error
+
+    streams = Streams(
+        behind.log,
+        behind.journal.id,
+        lambda head, error: dialect.failure(error, head.request_id),
+        linger=float(behind.config.streams.linger),
+    )
+    production = Production(dialect, gateway.running, ending, float(server.shutdown.grace) + LAST_WORDS)
+    tokens = StreamTokens(pepper)
+    chat = Chat(dialect, generations, gateway.running, ending, Kept(dialect, streams, production, tokens))
+    come_back = StreamEndpoint({dialect.name: dialect}, generations, streams, tokens)
 
     @asgi(CHAT_PATH, copy_scope=False)
     async def chat_completions(scope: Any, receive: Any, send: Any) -> None:
         await chat.handle(scope, receive, send)
+
+    @asgi(STREAMS_PATH, is_mount=True, copy_scope=False)
+    async def come_back_to_streams(scope: Any, receive: Any, send: Any) -> None:
+        await come_back.handle(scope, receive, send)
 
     async def caller(request: Request[Any, Any, Any]) -> Principal | None:
         """Who asks; None where no key is needed."""
@@ -311,6 +342,7 @@ def create_app(gateway: Gateway) -> Litestar:
     return Litestar(
         route_handlers=[
             chat_completions,
+            come_back_to_streams,
             *model_routes(generations, behind.health, int(time.time())),
             *receipt_routes(behind.store, behind.books, caller),
             *usage_routes(behind.store, behind.books, priced, caller),
@@ -326,6 +358,8 @@ def create_app(gateway: Gateway) -> Litestar:
             lifespan(behind.opened, generations, gateway.reloader, gateway.running, server.shutdown),
             lambda _: gateway.shadows.lifespan(),
             lambda _: guarding.lifespan(),
+            lambda _: streams.lifespan(),
+            lambda _: production.lifespan(),
         ],
         exception_handlers={
             RouterError: errors.router_error,

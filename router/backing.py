@@ -29,6 +29,8 @@ from router.settings import Config, Durability
 from router.state.shared import State, StateUnavailable, shared_state
 from router.store.spending import spent
 from router.store.store import Store, StoreAway
+from router.streams.log import StreamLog
+from router.streams.memory_log import MemoryLog
 from router.tokens import TokenCounter
 
 
@@ -48,6 +50,8 @@ class Backing(Struct, frozen=True):
     health: HealthBook
     states: States
     """Of the experiments."""
+    log: StreamLog
+    """Of streams; used while the rest is open."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -133,4 +137,5 @@ def backing(loaded: Loaded, environ: Mapping[str, str]) -> Backing:
         writer,
         state.health,
         States(),
+        MemoryLog(float(config.streams.keep), config.streams.limit),
     )

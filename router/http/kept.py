@@ -6,6 +6,7 @@ whoever asked reads that stream like anybody else.
 """
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -15,6 +16,7 @@ from msgspec import Struct
 from router.call import Call, Trip
 from router.dialect import Asked, Dialect
 from router.errors import Conflict, InternalError, RouterError, StoreUnavailable
+from router.events import Event
 from router.generation import Generation
 from router.http.delivery import Refused, deliver, gather
 from router.http.leaving import on_disconnect, said_of
@@ -55,6 +57,21 @@ class Reading(Struct, frozen=True):
     live: LiveStream | None = None
     begun: bytes | None = None
     """The body of a 202: nothing is read here."""
+
+
+class _Freed:
+    """Frees the idempotency key of a call that was refused before it was answered: it may be tried again."""
+
+    def __init__(self, live: LiveStream, release: Callable[[], Awaitable[None]]) -> None:
+        self._live = live
+        self._release = release
+
+    def add(self, event: Event, last: int) -> None:
+        pass
+
+    async def close(self, error: RouterError | None) -> None:
+        if self._live.refused is not None:
+            await self._release()
 
 
 class Kept:
@@ -205,6 +222,8 @@ class Kept:
                 desertion(live, call)
 
         live = await self._streams.begin(begun, linger=self._streams.linger if stays else 0.0, deserted=deserted)
+        if head.idempotency_key is not None:
+            saving.append(_Freed(live, lambda: self._release(owner, head, stream)))
         self._production.start(generation, call, asked, live, saving)
         headers: Headers = [(b"x-deltaway-stream", stream.encode())]
         if head.respond_async:

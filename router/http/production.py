@@ -1,15 +1,18 @@
 """Has a call answered into a stream of its own, in a task of its own: whoever reads it may come and go."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from router.call import Call, outcome_of
 from router.dialect import Asked, Dialect
-from router.errors import ClientGone, RouterError
+from router.errors import ClientGone, RouterError, ShuttingDown
 from router.events import Event
 from router.fold import Fold
 from router.generation import Generation
 from router.http.ending import Ending, check_end
+from router.lifecycle import LAST_WORDS
 from router.running import Running, interrupt
 from router.streams.live import LiveStream
 
@@ -30,11 +33,26 @@ class Saving(Protocol):
 
 
 class Production:
-    def __init__(self, dialect: Dialect, running: Running, ending: Ending) -> None:
+    """`patience`: seconds that calls may take to end once the server stops."""
+
+    def __init__(self, dialect: Dialect, running: Running, ending: Ending, patience: float) -> None:
         self._dialect = dialect
+        self._patience = patience
         self._running = running
         self._ending = ending
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """At its end the calls that run may end in the time that the server gives them, though nobody is connected."""
+        try:
+            yield
+        finally:
+            if not self._running.draining:
+                # nobody has been told to hurry, and nobody will be
+                self._running.interrupt_all(ShuttingDown("the server has stopped; send the request again"))
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=self._patience if self._running.draining else LAST_WORDS)
 
     def start(self, generation: Generation, call: Call, asked: Asked, live: LiveStream, saving: list[Saving]) -> None:
         """The stream ends when the call does, whatever ends it; `live.stopping` ends it early."""

@@ -38,7 +38,8 @@ _LAST_SEEN: Final = b"last-event-id"
 _METHODS: Final = {"": "GET, DELETE", "/token": "POST"}
 _BEYOND: Final = 2**53
 """After every block."""
-_PATH: Final = re.compile(r"/v1/streams/([^/]{1,64})(/token)?")
+_PATH: Final = re.compile(r"/([^/]{1,64})(/token)?/?")
+"""Below `/v1/streams`: the rest has been taken off."""
 
 
 class StreamState(Struct, frozen=True, kw_only=True):
@@ -79,11 +80,11 @@ class StreamEndpoint:
             try:
                 found = _PATH.fullmatch(scope["path"])
                 if found is None:
-                    raise NotFound(f"nothing is served at `{scope['path'][:80]}`")
+                    raise NotFound("nothing is served at that path: a stream is at `/v1/streams/strm_…`")
                 stream, action = found[1], found[2] or ""
                 method = scope["method"]
                 if method not in _METHODS[action].split(", "):
-                    raise MethodNotAllowed(f"`{scope['path'][:80]}` takes {_METHODS[action]}, not {method}")
+                    raise MethodNotAllowed(f"`/v1/streams/{stream}{action}` takes {_METHODS[action]}, not {method}")
                 if action:
                     await self._token(generation, scope, send, stream, number)
                 elif method == "GET":
@@ -111,16 +112,15 @@ class StreamEndpoint:
                 "this stream has ended, and the time is over for which it could be read again (`streams.keep`)",
                 code="stream_expired",
             )
-        if state.ended is not None and after >= state.last:
-            if after == state.last or state.ended != "interrupted":
-                if after > state.last:
-                    raise InvalidRequest(
-                        f"the last event id is beyond the end of this stream, which has {state.last} events",
-                        code="invalid_event_id",
-                        param="last-event-id",
-                    )
-                await _nothing(send, headers)
-                return
+        if state.ended is not None and after > state.last and state.ended != "interrupted":
+            raise InvalidRequest(
+                f"the last event id is beyond the end of this stream, which has {state.last} events",
+                code="invalid_event_id",
+                param="last-event-id",
+            )
+        if state.ended is not None and after == state.last:
+            await _nothing(send, headers)
+            return
         dialect = self._dialects.get(head.dialect, self._first)
         reply = StreamedReply(send, lambda: headers, generation.heartbeat, dialect.heartbeat)
         await deliver(reply, self._streams.follow(stream, after), receive, after=after, ids=True)
