@@ -8,7 +8,7 @@ import time
 from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from fnmatch import fnmatchcase
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -186,6 +186,8 @@ class Trip(Struct):
     """Whether the ledger has an open row of this call."""
     closed: bool = False
     """Whether the ledger has been told its end."""
+    cached: dict[str, Any] = {}
+    """Of an answer that was had without a vendor: where it is from, for the receipt."""
     counted: list[tuple[ChatRequest, str, int]] = []
     """Requests whose tokens a layer has counted: for which model, and how many."""
     holders: int = 0
@@ -257,6 +259,8 @@ class Call(Struct, frozen=True, kw_only=True):
     """Experiment → the arm that an admin wants for a test: `x-deltaway-experiment`."""
     origin: str = ""
     """The client's address, for logs."""
+    cache_control: str | None = None
+    """The request header of that name: what the client wants of the gateway's own cache."""
 
     def with_request(self, request: ChatRequest) -> "Call":
         return msgspec.structs.replace(self, request=request)

@@ -16,6 +16,7 @@
     │   ├── HeadersTooLarge          431
     │   ├── LimitReached             429  a limit of the caller's own: wait, as `retry_after` says
     │   ├── BudgetSpent              402  a budget does not allow the call, or stopped it
+    │   ├── NotCached                504  an answer from the cache alone was wanted, and there is none
     │   ├── Stopped                  499  somebody who may asked that the answer be stopped
     │   └── ClientGone               499  the caller left; never written to anybody
     ├── GatewayError                 we can mend it
@@ -175,6 +176,12 @@ class BudgetSpent(RequestError):
     status = 402
     kind = "budget"
     code = "budget_exceeded"
+
+
+class NotCached(RequestError):
+    status = 504
+    kind = "not_found"
+    code = "not_cached"
 
 
 class Stopped(RequestError):

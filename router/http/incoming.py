@@ -22,4 +22,5 @@ def incoming(dialect: str, call_id: str, trip: Trip, asked: Asked, head: Head, s
         regions=head.regions,
         forced=head.forced,
         origin=client[0] if client else "",
+        cache_control=head.cache_control,
     )

@@ -21,10 +21,11 @@ _ON_DISCONNECT: Final = b"x-deltaway-on-disconnect"
 _RESUMABLE: Final = b"x-deltaway-resumable"
 _IDEMPOTENCY: Final = b"idempotency-key"
 _PREFER: Final = b"prefer"
+_CACHE_CONTROL: Final = b"cache-control"
 _WANTED: Final = frozenset(
     {
         *(b"authorization", b"x-api-key", b"content-length", _USER, _TAGS, _CONVERSATION, _REGION, _EXPERIMENT),
-        *(_ON_DISCONNECT, _RESUMABLE, _IDEMPOTENCY, _PREFER),
+        *(_ON_DISCONNECT, _RESUMABLE, _IDEMPOTENCY, _PREFER, _CACHE_CONTROL),
     }
 )
 _MAX_TAGS: Final = 16
@@ -50,6 +51,8 @@ class Head(Struct, frozen=True):
     idempotency_key: str | None = None
     respond_async: bool = False
     """Whether the answer is only to be begun, and read elsewhere (RFC 7240, section 4.1)."""
+    cache_control: str | None = None
+    """What it says of the gateway's own cache, as it is written."""
 
 
 def read_head(scope: Scope) -> Head:
@@ -71,6 +74,7 @@ def read_head(scope: Scope) -> Head:
         _flag(found.get(_RESUMABLE), _RESUMABLE),
         _idempotency_key(found.get(_IDEMPOTENCY)),
         _prefers(found.get(_PREFER), b"respond-async"),
+        found[_CACHE_CONTROL].decode("latin-1") if _CACHE_CONTROL in found else None,
     )
 
 

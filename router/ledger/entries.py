@@ -152,7 +152,7 @@ def _call_timing(trip: Trip, layers: tuple[str, ...]) -> dict[str, Any]:
         timing["queue_ms"] = _millis(trip.attempts[0].started - trip.started)
     if trip.first_delta is not None:
         timing["first_token_ms"] = _millis(trip.first_delta - trip.started)
-        timing["longest_gap_ms"] = _millis(max(attempt.longest_gap for attempt in trip.attempts))
+        timing["longest_gap_ms"] = _millis(max((attempt.longest_gap for attempt in trip.attempts), default=0.0))
     # a layer's time is from its opening to that of the next; the last mark is the core's own
     marks = trip.opened_at
     timing["plugins"] = {
@@ -183,6 +183,8 @@ def _decision(trip: Trip) -> dict[str, Any]:
         ]
     if trip.terms is not None:
         said["generation"] = trip.terms.generation
+    if trip.cached:
+        said["cache"] = trip.cached
     if trip.assigned is not None:
         said["experiment"] = {"unit": trip.assigned.kind, "forced": trip.assigned.forced}
         if trip.assigned.shadow_of is not None:
