@@ -22,6 +22,8 @@ from router.messages import Message, System, User
 
 STEP: Final = 0.25
 """Of the room, that is left out at a time."""
+INTRODUCED: Final = 48
+"""Tokens of what is written before a summary, and around that message."""
 
 
 class Fitted(Struct, frozen=True):
@@ -63,7 +65,7 @@ def fit(
     for_summary = 0
     if room is not None and rules.strategy != "none" and total > room:
         if rules.strategy == "summarise":
-            for_summary = max(0, min(rules.max_tokens, room // 4))
+            for_summary = max(0, min(rules.max_tokens + INTRODUCED, room // 4))
         step = max(1, int(STEP * room))
         too_much = total - (room - for_summary)
         cut = _cut(messages, lengths, instructions, rules.keep_turns, -(-too_much // step) * step)
