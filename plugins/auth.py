@@ -12,6 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from router.access import OnDisconnect
 from router.call import Call, Credentials, Events, Principal
 from router.errors import AuthenticationFailed, PermissionDenied
 from router.plugin import CallNext
@@ -32,6 +33,8 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True):
     key: str
     name: str
     models: tuple[str, ...] = ()
+    on_disconnect: OnDisconnect | None = None
+    """What becomes of its calls whose client leaves; None: what the route or the server says."""
 
     def __repr__(self) -> str:
         return f"Key(name={self.name!r}, models={self.models!r}, …)"
@@ -138,7 +141,8 @@ def _configured(settings: Auth.Settings, environ: Mapping[str, str]) -> Iterator
             raise ValueError("a key has no `name`: give it one, the logs show it in place of the key")
         secret = _checked(row.key, f"the key `{row.name}`")
         own = _OWN_FORM.fullmatch(secret)
-        yield secret, Principal(own[1] if own else row.name, row.name, models=row.models)
+        identity = own[1] if own else row.name
+        yield secret, Principal(identity, row.name, models=row.models, on_disconnect=row.on_disconnect)
 
 
 def _checked(secret: str, what: str) -> str:

@@ -365,6 +365,7 @@ def principal_of(key: Key) -> Principal:
         team=key.team,
         limits=key.limits,
         budgets=key.budgets,
+        on_disconnect=key.on_disconnect,
     )
 
 

@@ -22,9 +22,12 @@ CLEARED: Final[dict[str, Any]] = {
     "team": None,
     "limits": {},
     "budgets": [],
+    "on-disconnect": None,
     "expiry": None,
 }
 """What `--clear` may name, and what the field then becomes."""
+_FIELDS: Final = {"expiry": "expires_at", "on-disconnect": "on_disconnect"}
+"""Those of them whose field has another name."""
 
 
 @click.group()
@@ -44,6 +47,11 @@ def _said(command: Command) -> Command:
         click.option("--tpm", type=int, help="Tokens a minute."),
         click.option("--parallel", type=int, help="Calls at once."),
         click.option("--budget", "budgets", multiple=True, help="'10 USD/month', or /day, or /total. Repeatable."),
+        click.option(
+            "--on-disconnect",
+            type=click.Choice(["cancel", "finish"]),
+            help="What becomes of its calls whose client leaves: ended, or finished for who comes back.",
+        ),
         click.option("--expires", help="30d from now, a date such as 2030-12-31, or Unix seconds."),
     )
     for option in reversed(options):
@@ -110,7 +118,7 @@ def show(key_id: str, url: str, key: str | None) -> None:
 @admin_key_option
 def update(key_id: str, name: str | None, clear: tuple[str, ...], url: str, key: str | None, **said: Any) -> None:
     """Change a key; what is not named stays as it is."""
-    body = {("expires_at" if word == "expiry" else word): CLEARED[word] for word in clear}
+    body = {_FIELDS.get(word, word): CLEARED[word] for word in clear}
     body |= _body(said) | ({"name": name} if name is not None else {})
     limits = _limits(said)
     if not body and not limits:
@@ -157,7 +165,7 @@ def _path(key_id: str) -> str:
 
 
 def _body(said: dict[str, Any]) -> dict[str, Any]:
-    body: dict[str, Any] = {name: said[name] for name in ("user", "team") if said[name] is not None}
+    body: dict[str, Any] = {name: said[name] for name in ("user", "team", "on_disconnect") if said[name] is not None}
     body |= {name: list(said[name]) for name in ("models", "routes") if said[name]}
     if said["tags"]:
         body["tags"] = dict(_tag(text) for text in said["tags"])
@@ -212,6 +220,8 @@ def _print_key(shown: dict[str, Any]) -> None:
         "owner": _owner(shown),
         "limits": _limits_shown(shown),
         "budgets": _budgets_shown(shown),
+        # a gateway of the version before says nothing of it
+        "on disconnect": shown.get("on_disconnect"),
         "created": _date(shown["created_at"]),
         "expires": _date(shown["expires_at"]),
         "rotated": _date(shown["rotated_at"]),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from router.access import Budget, Key, Limits, Owner, OwnerKind, Period
+from router.access import Budget, Key, Limits, OnDisconnect, Owner, OwnerKind, Period
 from router.errors import InvalidRequest
 from router.money import NANO, Money
 
@@ -41,6 +41,8 @@ class KeyBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     team: str | UnsetType | None = UNSET
     limits: Limits | UnsetType = UNSET
     budgets: list[BudgetBody] | UnsetType = UNSET
+    on_disconnect: OnDisconnect | UnsetType | None = UNSET
+    """null: what the route or the server says."""
     expires_in: str | UnsetType = UNSET
     """`30d`, from now on."""
     expires_at: int | str | UnsetType | None = UNSET
@@ -79,6 +81,7 @@ def key_fields(body: KeyBody, now: float) -> dict[str, Any]:
         "team": lambda text: None if text is None else _word(text, "team"),
         "limits": lambda limits: limits,
         "budgets": _budgets,
+        "on_disconnect": lambda word: word,
     }
     given = ((name, getattr(body, name)) for name in readers)
     fields = {name: readers[name](value) for name, value in given if value is not UNSET}

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from router.access import ENFORCERS, Budget, Key, Limits, Owner, OwnerKind, Period
+from router.access import ENFORCERS, Budget, Key, Limits, OnDisconnect, Owner, OwnerKind, Period
 from router.money import short_decimal
 
 Status: TypeAlias = Literal["active", "expired", "revoked"]
@@ -32,6 +32,8 @@ class KeyShown(Struct, frozen=True, kw_only=True):
     team: str | None
     limits: Limits
     budgets: list[BudgetShown]
+    on_disconnect: OnDisconnect | None
+    """null: what the route or the server says."""
     created_at: int
     expires_at: int | None
     rotated_at: int | None

@@ -346,6 +346,7 @@ def _key(row: Row[*tuple[Any, ...]]) -> Key:
         team=fields["team"],
         limits=Limits(**fields["limits"]),
         budgets=_budgets(fields["budgets"]),
+        on_disconnect=fields["on_disconnect"],
         created_at=fields["created_at"] // 1000,
         **{name: None if fields[name] is None else fields[name] // 1000 for name in _TIMES[1:]},
     )

@@ -27,6 +27,7 @@ FULL = Key(
     team="t1",
     limits=Limits(rpm=60, tpm=10**12, parallel=1),
     budgets=(Budget(Money(1, "USD"), "day"), Budget(Money(10**21 - 1, "CNY"), "total")),
+    on_disconnect="finish",
     created_at=AT // 1000,
     expires_at=1_800_000_000,
 )

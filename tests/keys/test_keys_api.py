@@ -126,6 +126,7 @@ FULL = {
     "team": "t1",
     "limits": {"rpm": 60, "tpm": 1000, "parallel": 2},
     "budgets": [{"amount": "10 USD", "per": "day"}, {"amount": "0.5 CNY"}],
+    "on_disconnect": "finish",
 }
 
 
@@ -153,6 +154,7 @@ async def test_a_key_is_made_with_all_that_it_may_do_and_shown_once(gateway: Gat
     assert (await gateway.done("GET", "/admin/keys"))["data"] == [made]
     principal = await gateway.who(text)
     assert (principal.key, principal.name, principal.limits.rpm) == (key_id, "search", 60)
+    assert principal.on_disconnect == "finish"
 
 
 async def test_the_example_of_the_documentation_is_what_is_answered(on_sqlite: Gateway) -> None:
@@ -374,6 +376,7 @@ async def test_the_door_asks_each_authenticator_in_turn() -> None:
         ({"tags": {str(n): "x" for n in range(17)}}, "tags"),
         ({"user": ""}, "user"),
         ({"team": "t\0"}, "team"),
+        ({"on_disconnect": "stay"}, "on_disconnect"),
         ({"limits": {"rpm": -1}}, "limits.rpm"),
         ({"limits": {"rpm": 0}}, "limits.rpm"),
         ({"limits": {"tpm": 1.5}}, "limits.tpm"),

@@ -107,7 +107,7 @@ async def test_a_key_is_made_shown_changed_and_revoked(terminal: Terminal) -> No
         "search",
         *("--model", "openai/*", "--model", "mock/echo", "--route", "chat*", "--tag", "team=a", "--user", "u1"),
         *("--team", "t1", "--rpm", "60", "--parallel", "4", "--budget", "10 USD/day", "--budget", "200 CNY"),
-        *("--expires", "2031-05-01"),
+        *("--on-disconnect", "finish", "--expires", "2031-05-01"),
     )
     before = await terminal.shown(key_id)
     assert before.pop("created")
@@ -120,15 +120,18 @@ async def test_a_key_is_made_shown_changed_and_revoked(terminal: Terminal) -> No
         "owner": "user u1, team t1",
         "limits": "rpm 60, parallel 4",
         "budgets": "10.00 USD/day, 200.00 CNY/month",
+        "on disconnect": "finish",
         "expires": "2031-05-01 00:00Z",
     }
     # one limit is changed, the others stay
     await terminal.prints(
-        "update", key_id, "--name", "found", "--tpm", "1000", "--clear", "expiry", "--clear", "models"
+        *("update", key_id, "--name", "found", "--tpm", "1000"),
+        *("--clear", "expiry", "--clear", "models", "--clear", "on-disconnect"),
     )
     after = await terminal.shown(key_id)
     assert after.pop("created")
     assert before.pop("expires")
+    assert before.pop("on disconnect")
     assert after == {
         **before,
         "name": "found",

@@ -33,6 +33,7 @@ WEB = Key(
     team="t1",
     limits=Limits(rpm=5),
     budgets=(Budget(Money.parse("10 USD"), "day"),),
+    on_disconnect="finish",
 )
 
 
@@ -134,6 +135,7 @@ async def test_a_key_is_known_with_all_that_it_may_do(start: Any) -> None:
         team="t1",
         limits=WEB.limits,
         budgets=WEB.budgets,
+        on_disconnect="finish",
     )
     before = one.store.reads
     assert one.book.known(credentials) is principal

@@ -54,6 +54,11 @@ async def test_a_key_of_the_configuration_is_known_by_its_name() -> None:
     assert await plugin.authenticate(Credentials("secret-2")) == Principal("batch", "batch", models=("openai/*",))
 
 
+async def test_a_key_of_the_configuration_says_what_becomes_of_calls_whose_client_leaves() -> None:
+    plugin = auth(Key("secret-1", "web", on_disconnect="finish"))
+    assert (await plugin.authenticate(Credentials("secret-1"))).on_disconnect == "finish"
+
+
 async def test_a_key_made_by_the_gateway_is_known_by_its_public_id() -> None:
     assert (await auth(Key(OWN, "web")).authenticate(Credentials(OWN))).key == "dw-ab12"
 
