@@ -7,7 +7,8 @@ from msgspec import Struct
 
 from router.access import Owner, OwnerKind
 from router.accounts import Accounts
-from router.call import Credentials, Principal
+from router.cache.entry import CacheStore, NoCache
+from router.call import Call, Credentials, Principal
 from router.gates import Gates
 from router.pricing import Pricing
 from router.provider import Target
@@ -31,6 +32,10 @@ class KeyBook(Protocol):
         ...
 
 
+def _alike(call: Call) -> tuple[str, ...]:
+    return ()
+
+
 class Services(Struct, frozen=True):
     environ: Mapping[str, str]
     keys: KeyBook
@@ -42,3 +47,8 @@ class Services(Struct, frozen=True):
     candidates: Callable[[str], tuple[Target, ...]]
     """The targets that a model's name may lead to. Raises as `Catalog.resolve` does."""
     is_route: Callable[[str], bool]
+    course: Callable[[Call], tuple[str, ...]] = _alike
+    """What decides, beside its request, who answers a call, as words: the tags that its route looks at, and the arm that
+    an experiment assigns it to, which is settled with it. Raises as an assignment does."""
+    cache: CacheStore = NoCache()
+    """The answers that are kept. It outlives the configuration."""

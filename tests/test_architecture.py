@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "router.audio",
         "router.cache",
         "router.cache.entry",
+        "router.cache.fingerprint",
         "router.call",
         "router.conversation",
         "router.dialect",
