@@ -176,6 +176,8 @@ def build_generation(
         behind.state.accounts,
         catalog.reaches,
         catalog.is_route,
+        lambda call: dispatch.course(call),
+        behind.cache,
     )
     plugins: list[Plugin] = []
     for layer in config.plugins:

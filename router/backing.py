@@ -12,6 +12,7 @@ import structlog
 from msgspec import Struct
 
 from router.accounts import Account
+from router.cache.steady import SteadyCache
 from router.config import ConfigError, Loaded
 from router.estimate import Estimator
 from router.experiments.states import States
@@ -26,6 +27,7 @@ from router.ledger.writer import Writer
 from router.prices.live_rates import LiveRates
 from router.routing.health_book import HealthBook
 from router.settings import Config, Durability
+from router.state.caches import cache_beside
 from router.state.shared import State, StateUnavailable, shared_state
 from router.store.spending import spent
 from router.store.store import Store, StoreAway
@@ -50,6 +52,8 @@ class Backing(Struct, frozen=True):
     health: HealthBook
     states: States
     """Of the experiments."""
+    cache: SteadyCache
+    """Of answers."""
     log: StreamLog
     """Of streams; used while the rest is open."""
 
@@ -72,6 +76,7 @@ class Backing(Struct, frozen=True):
                 await stack.enter_async_context(self.state)
             except StateUnavailable as error:
                 raise CannotKeep(str(error)) from error
+            stack.push_async_callback(self.cache.close)
             if isinstance(self.books, Ledger):
                 await stack.enter_async_context(
                     kept(
@@ -137,5 +142,6 @@ def backing(loaded: Loaded, environ: Mapping[str, str]) -> Backing:
         writer,
         state.health,
         States(),
+        cache_beside(state.link, directory),
         MemoryLog(float(config.streams.keep), config.streams.limit),
     )

@@ -106,6 +106,14 @@ class Catalog:
             known.append(None if candidate is None else candidate.can.context)
         return min((context for context in known if context is not None), default=None)
 
+    def tags(self, name: str) -> tuple[str, ...]:
+        """The tags by which calls to `name` go to this target or that."""
+        way = self._ways.get(name)
+        if way is None:
+            return ()
+        fallen = (each for listed in way.fallback.values() for each in listed)
+        return tuple(sorted({tag for each in (*way.candidates, *fallen) for tag in each.when.tags}))
+
     def is_route(self, name: str) -> bool:
         return name in self._routes
 

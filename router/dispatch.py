@@ -68,6 +68,15 @@ class Dispatch:
         by_name = Retry()
         self._by_name = Budgets(RetryBudget(by_name.budget, by_name.reserve))
 
+    def course(self, call: Call) -> tuple[str, ...]:
+        """What decides, beside its request, who answers a call; as `router.services.Services.course`. A call that is in
+        an experiment is assigned now."""
+        entered = None if self._experiments is None else self._experiments.enter(call)
+        assigned = None if entered is None else call.trip.assigned
+        arm = () if assigned is None else (f"{assigned.experiment}={assigned.arm}",)
+        tags = [f"{name}={call.tags.get(name, '')}" for name in self._catalog.tags(call.request.model)]
+        return (*arm, *tags)
+
     async def stream(self, call: Call) -> Events:
         """The events of the call's answer. Raises `RouterError` where the vendor, or the way to it, fails."""
         asked, trip, arm = call, call.trip, None

@@ -35,7 +35,7 @@ def normalised(call: Call, scope: str, course: tuple[str, ...] = ()) -> bytes:
                 "scope": scope,
                 "course": course,
                 "dialect": call.dialect,
-                "regions": sorted(call.regions),
+                "regions": call.regions,
                 "forced": call.forced,
                 "request": _request(call.request),
             },

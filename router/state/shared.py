@@ -60,20 +60,21 @@ class State:
         self.health = health
         self.shared_health = None if telling is None else SharedHealth(health, telling)
         """None: each process knows only what it has seen itself."""
-        self._link = link
+        self.link = link
+        """What is shared by: opened and closed here. None: nothing is shared."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def trouble(self) -> str | None:
         """Why limits and budgets are not counted where they should be; None: they are."""
-        if isinstance(self._link, Redis) and self._link.away is not None:
-            return self._link.away
+        if isinstance(self.link, Redis) and self.link.away is not None:
+            return self.link.away
         return self.accounts.away if isinstance(self.accounts, FallbackAccounts) else None
 
     async def __aenter__(self) -> Self:
-        if self._link is not None:
+        if self.link is not None:
             try:
-                await self._link.open()
+                await self.link.open()
             except (MachineAway, RedisAway) as error:
                 raise StateUnavailable(str(error)) from error
         loop = asyncio.get_running_loop()
@@ -95,8 +96,8 @@ class State:
         self._tasks.clear()
         if isinstance(self.accounts, FallbackAccounts):
             await self.accounts.try_again()
-        if self._link is not None:
-            await self._link.close()
+        if self.link is not None:
+            await self.link.close()
 
 
 def shared_state(
