@@ -1,6 +1,7 @@
 """The `deltaway` command. Imports what a subcommand needs when it runs: `--help` and `chat` start fast."""
 
 import os
+import re
 import signal
 import sys
 from importlib import import_module
@@ -118,25 +119,35 @@ def models(url: str, key: str | None) -> None:
 @main.command()
 @click.option("-m", "--model", default="mock/echo", show_default=True, help="A route, or provider/model.")
 @click.option("-s", "--system", help="Instructions for the model.")
+@click.option("-c", "--conversation", help="Go on with a kept conversation, conv_…; `new` makes one and prints its id.")
 @url_option
 @key_option
 @click.argument("words", nargs=-1)
-def chat(model: str, system: str | None, url: str, key: str | None, words: tuple[str, ...]) -> None:
+def chat(
+    model: str, system: str | None, conversation: str | None, url: str, key: str | None, words: tuple[str, ...]
+) -> None:
     """Talk to a model. Without WORDS: reads standard input, or holds a conversation on a terminal."""
+    if conversation is not None and conversation != "new" and not re.fullmatch(r"conv_[0-9A-Za-z]+", conversation):
+        raise click.UsageError(f"`{conversation}` is no conversation's id: write conv_…, or new")
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     text = " ".join(words) or ("" if sys.stdin.isatty() else sys.stdin.read())
-    if text.strip():
-        _turn(model, messages, text, url, key)
-        return
-    if not sys.stdin.isatty():
+    if not text.strip() and not sys.stdin.isatty():
         raise click.ClickException("nothing was said: give words, or pipe a text in")
+    if conversation == "new":
+        made: dict[str, Any] = asked(lambda client: client.call("POST", "/v1/conversations", {}), url, key)
+        conversation = str(made["id"])
+        # apart from the answer, so that a script can read either
+        click.echo(f"conversation {conversation}", err=True)
+    if text.strip():
+        _turn(model, messages, text, conversation, url, key)
+        return
     while True:
         try:
             text = click.prompt(click.style("you", bold=True), prompt_suffix="> ")
         except click.Abort:
             click.echo()
             return
-        _turn(model, messages, text, url, key)
+        _turn(model, messages, text, conversation, url, key)
 
 
 def _models_and_words(client: "Client") -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -155,14 +166,16 @@ def _models_and_words(client: "Client") -> tuple[list[dict[str, Any]], dict[str,
     return models, {**words, **{route["name"]: route["words"] for route in health["routes"]}}
 
 
-def _turn(model: str, messages: list[dict[str, str]], text: str, url: str, key: str | None) -> None:
-    """Say one thing and print the answer as it comes; both join the messages."""
+def _turn(
+    model: str, messages: list[dict[str, str]], text: str, conversation: str | None, url: str, key: str | None
+) -> None:
+    """Say one thing and print the answer as it comes; both join the messages, unless the gateway keeps them."""
     messages.append({"role": "user", "content": text})
 
     def printed(client: "Client") -> str:
         answer, before = [], ""
         try:
-            for kind, piece in client.chat(model, messages):
+            for kind, piece in client.chat(model, messages, conversation):
                 if kind == "text":
                     if before == "reasoning":
                         click.echo("\n", err=True)
@@ -177,7 +190,11 @@ def _turn(model: str, messages: list[dict[str, str]], text: str, url: str, key: 
                 click.echo()
         return "".join(answer)
 
-    messages.append({"role": "assistant", "content": asked(printed, url, key)})
+    answer = asked(printed, url, key)
+    if conversation is None:
+        messages.append({"role": "assistant", "content": answer})
+    else:
+        messages.clear()
 
 
 def _config_path(given: str | None) -> str | None:

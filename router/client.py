@@ -2,12 +2,15 @@
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from router.sse import SseParser
+
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class GatewayError(Exception):
@@ -38,11 +41,15 @@ class Client:
             models: list[dict[str, Any]] = json.loads(response.read())["data"]
             return models
 
-    def chat(self, model: str, messages: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
-        """The answer as it comes: pairs of `reasoning`, `text` or `note`, and the words."""
+    def chat(
+        self, model: str, messages: list[dict[str, str]], conversation: str | None = None
+    ) -> Iterator[tuple[str, str]]:
+        """The answer as it comes: pairs of `reasoning`, `text` or `note`, and the words. `conversation`: the id of the
+        kept one that it goes on with."""
         body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
         with self._understood():
-            response = self._request("POST", "/v1/chat/completions", body)
+            said = {} if conversation is None else {"x-deltaway-conversation": conversation}
+            response = self._request("POST", "/v1/chat/completions", body, said)
             parser, done = SseParser(salvage=True), False
             while not done and (data := response.read1(65536)):
                 for frame in parser.feed(data):
@@ -78,10 +85,13 @@ class Client:
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise GatewayError(f"what answers at {self._url} does not speak as a gateway does ({error})") from None
 
-    def _request(self, method: str, path: str, body: Any | None) -> http.client.HTTPResponse:
+    def _request(
+        self, method: str, path: str, body: Any | None, said: Mapping[str, str] = _NOTHING
+    ) -> http.client.HTTPResponse:
+        """`said`: headers of this request alone."""
         connection = self._connection(self._host, self._port, timeout=600)
         # one request a connection: nothing is left open
-        headers = {"content-type": "application/json", "connection": "close"}
+        headers = {"content-type": "application/json", "connection": "close", **said}
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
         try:

@@ -8,19 +8,23 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from router.cli import main
 from router.client import Client, GatewayError
 
 
 @contextmanager
-def answering(status: int, body: bytes) -> Iterator[tuple[str, list[Any]]]:
-    """A server that gives every request this answer; its URL, and what it was asked."""
+def answering(status: int, body: bytes, of: list[str | None] | None = None) -> Iterator[tuple[str, list[Any]]]:
+    """A server that gives every request this answer; its URL, and what it was asked. `of`: gets the conversations."""
     asked: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             sent = self.rfile.read(int(self.headers.get("content-length", 0)))
             asked.append((self.command, self.path, self.headers.get("authorization"), sent))
+            if of is not None:
+                of.append(self.headers.get("x-deltaway-conversation"))
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
@@ -81,3 +85,46 @@ def test_what_goes_wrong_is_told_in_words(status: int, body: bytes, words: str) 
 def test_no_gateway_is_told_with_how_to_start_one() -> None:
     with pytest.raises(GatewayError, match="deltaway serve"):
         Client("http://127.0.0.1:9", None).call("GET", "/v1/usage")
+
+
+ANSWER = b'data: {"choices": [{"delta": {"content": "hi"}}]}\n\ndata: [DONE]\n\n'
+
+
+def test_chat_names_the_conversation_that_it_goes_on_with() -> None:
+    conversations: list[str | None] = []
+    with answering(200, ANSWER, conversations) as (url, _):
+        client = Client(url, None)
+        said = [{"role": "user", "content": "hello"}]
+        assert list(client.chat("chat", said, "conv_1")) == [("text", "hi")]
+        assert list(client.chat("chat", said)) == [("text", "hi")]
+    assert conversations == ["conv_1", None]
+
+
+def test_the_command_goes_on_with_a_conversation_and_sends_what_is_new() -> None:
+    conversations: list[str | None] = []
+    with answering(200, ANSWER, conversations) as (url, asked):
+        ran = CliRunner().invoke(main, ["chat", "--url", url, "-c", "conv_1", "hello"])
+    assert (ran.exit_code, ran.stdout) == (0, "hi\n")
+    assert conversations == ["conv_1"]
+    assert json.loads(asked[0][3])["messages"] == [{"role": "user", "content": "hello"}]
+
+
+def test_the_command_makes_a_conversation_and_prints_its_id_apart_from_the_answer() -> None:
+    # the one answer of this server is a conversation, and no answer to a chat
+    with answering(200, b'{"id": "conv_2"}') as (url, asked):
+        ran = CliRunner().invoke(main, ["chat", "--url", url, "-c", "new", "hello"])
+    assert [(method, path) for method, path, *_ in asked] == [
+        ("POST", "/v1/conversations"),
+        ("POST", "/v1/chat/completions"),
+    ]
+    assert "conversation conv_2" in ran.stderr
+    assert "conv_2" not in ran.stdout
+
+
+@pytest.mark.parametrize("identity", ["", "resp_1", "conv_", "conv_1/../x", "conv_1\r\nx: y"])
+def test_the_command_refuses_what_is_no_conversations_id(identity: str) -> None:
+    with answering(200, ANSWER) as (url, asked):
+        ran = CliRunner().invoke(main, ["chat", "--url", url, "-c", identity, "hello"])
+    assert ran.exit_code == 2
+    assert "conv_…" in ran.output
+    assert asked == []
