@@ -19,6 +19,7 @@ def listening(port: int) -> bool:
 
 
 LACKING = {
+    "chromium": lambda: not shutil.which("chromium"),
     "node": lambda: not shutil.which("node"),
     "npm": lambda: not shutil.which("npm"),
     "postgres": lambda: not listening(5432),
