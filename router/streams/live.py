@@ -11,6 +11,8 @@ from router.streams.log import Appended, StreamHead, Stretch, split_blocks
 
 TAIL: Final = 64 * 1024
 """Bytes that stay in memory although the log has them: whoever reads along is never far behind."""
+_LEAST: Final = 1024 * 1024
+"""Bytes that may wait for the log in any case."""
 _MOST: Final = 256 * 1024
 """Bytes that a reader is given at once."""
 
@@ -66,7 +68,7 @@ class LiveStream:
         """When another process last read it, in Unix milliseconds."""
         self.stopping: Callable[[RouterError], None] | None = None
         """Ends it early, for a reason."""
-        self._limit = limit
+        self._limit = max(limit, _LEAST)
         self._changed = changed
         self._linger = linger
         self._deserted = deserted

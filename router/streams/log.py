@@ -52,7 +52,8 @@ class Appended(Struct, frozen=True):
 
     id: str
     first: int
-    """The number of the first of them, or of the next block where there is none."""
+    """The number of the first of them, or of the next block where there is none. Beyond the next number that the log
+    awaits where blocks were lost while it was away: those in between are taken as evicted."""
     blocks: tuple[bytes, ...]
     ended: Outcome | None = None
     """Set once: these are the last."""

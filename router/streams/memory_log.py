@@ -56,6 +56,9 @@ class MemoryLog:
             if kept is None or kept.ended is not None or kept.head.writer != writer:
                 lost.add(appended.id)
                 continue
+            if appended.first > kept.last + 1:
+                kept.blocks.clear()
+                kept.size, kept.last, kept.begins = 0, appended.first - 1, appended.first
             for block in appended.blocks[max(0, kept.last + 1 - appended.first) :]:
                 self._add(kept, block)
             if appended.ended is not None:
