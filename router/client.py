@@ -47,9 +47,8 @@ class Client:
         """The answer as it comes: pairs of `reasoning`, `text` or `note`, and the words. `conversation`: the id of the
         kept one that it goes on with."""
         body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
-        with self._understood():
-            said = {} if conversation is None else {"x-deltaway-conversation": conversation}
-            response = self._request("POST", "/v1/chat/completions", body, said)
+        said = {} if conversation is None else {"x-deltaway-conversation": conversation}
+        with self._understood(), self._request("POST", "/v1/chat/completions", body, said) as response:
             parser, done = SseParser(salvage=True), False
             while not done and (data := response.read1(65536)):
                 for frame in parser.feed(data):
