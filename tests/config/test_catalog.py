@@ -154,3 +154,40 @@ models:
     assert (candidate.can.images, candidate.can.tools, candidate.can.context) == (False, False, 5000)
     (named,) = known.resolve("qwen/qwen-plus").candidates
     assert named.can == Can(), "a call that names its target goes there, whatever is known of it"
+
+
+WINDOWS = """
+providers:
+  openai: {protocol: openai, api_key: "${OPENAI_API_KEY}", can: {"big*": {context: 100000}, "small*": {context: 8000}}}
+  other: {protocol: openai, base_url: "http://127.0.0.1:1/v1", api_key: "${A}", can: {"tiny*": {context: 1000}}}
+models:
+  both: {targets: [openai/big, {target: openai/small, can: {context: 9000}}, other/unknown]}
+  away: {targets: [openai/big, other/tiny]}
+  long: {targets: [openai/small], fallback: {context_length: [openai/big]}}
+  trial: {targets: [openai/big]}
+  unknown: {targets: [openai/unknown]}
+experiments:
+  e: {route: trial, unit: user, arms: {control: {share: 50}, less: {target: openai/small, share: 50}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [
+        ("both", 9000),
+        ("openai/big-2", 100_000),
+        ("openai/whatever", None),
+        ("unknown", None),
+        # one whose key is not set is not reached, and a fallback only by what was too long
+        ("away", 100_000),
+        ("long", 8000),
+        ("trial", 8000),
+    ],
+)
+def test_the_window_of_a_name_is_the_smallest_that_is_known_of_its_targets(name: str, window: int | None) -> None:
+    assert Catalog(parse(WINDOWS, "c.yaml", {"OPENAI_API_KEY": "k"}).config).window(name) == window
+
+
+def test_the_window_of_an_unknown_name_is_refused_as_the_name_is() -> None:
+    with pytest.raises(UnknownModel):
+        catalog(ALL).window("chta")
