@@ -12,6 +12,7 @@ from router.plugin import Plugin
 BUILT_IN: Final[dict[str, str]] = {
     "auth": "plugins.auth:Auth",
     "budget": "plugins.budget:BudgetPlugin",
+    "cache": "plugins.cache:CachePlugin",
     "limits": "plugins.limits:LimitsPlugin",
     "logging": "plugins.logging:Logging",
     "usage": "plugins.usage:UsagePlugin",

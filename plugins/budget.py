@@ -52,7 +52,7 @@ _RETRIES: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class BudgetPlugin:
-    outside_of = ("cache", "usage")
+    outside_of = ("usage",)
     inside_of = ("logging", "auth", "limits")
     wants_services = True
     needs_ledger = True
