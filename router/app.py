@@ -40,6 +40,7 @@ from router.extension import ExtensionNotFound, UnknownExtension
 from router.generation import Generation, Generations, generation_id
 from router.http.admin_experiments import admin_experiment_routes
 from router.http.admin_health import admin_health_routes
+from router.http.cache import cache_routes
 from router.http.chat import Chat
 from router.http.config import config_routes
 from router.http.ending import Ending
@@ -348,6 +349,7 @@ def create_app(gateway: Gateway) -> Litestar:
             *model_routes(generations, behind.health, int(time.time())),
             *receipt_routes(behind.store, behind.books, caller),
             *usage_routes(behind.store, behind.books, priced, caller),
+            *cache_routes(behind.cache, caller),
             *feedback_routes(behind.store, behind.books, caller, experiments, recorded=recorded),
             *experiment_routes(behind.store, behind.books, behind.states, lambda: generations.current, caller),
             *key_routes(keyring, door, plugins=lambda: frozenset(generations.current.layer_names)),
