@@ -443,6 +443,8 @@ def _cors(cors: Cors | None) -> CORSConfig | None:
             "x-deltaway-dropped",
             "x-deltaway-experiment",
             "x-deltaway-cost",
+            "x-deltaway-cache",
+            "age",
             "x-ratelimit-limit-requests",
             "x-ratelimit-remaining-requests",
             "x-ratelimit-reset-requests",
