@@ -1,4 +1,4 @@
-"""`/schema/openapi.json`: the API described. The chat routes are bare ASGI ones, so they are added by hand here."""
+"""`/schema/openapi.json`: the API described. The routes that stream are bare ASGI ones: they are added by hand here."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +44,7 @@ class Description(JsonRenderPlugin):
         components = openapi_schema.get("components", {})
         whole = {
             **openapi_schema,
-            "paths": {**paths, **openapi_schema.get("paths", {})},
+            "paths": {**paths, **_stream_paths(error), **openapi_schema.get("paths", {})},
             "components": {**components, "schemas": {**_open(schemas), **components.get("schemas", {})}},
         }
         return self.render_json(request, whole)
@@ -107,4 +107,66 @@ def _chat_path(body: dict[str, Any], error: dict[str, Any]) -> dict[str, Any]:
                 "504": failed("The vendor was too slow."),
             },
         }
+    }
+
+
+def _stream_paths(error: dict[str, Any]) -> dict[str, Any]:
+    def failed(words: str) -> dict[str, Any]:
+        return {"description": words, "content": {"application/json": {"schema": error}}}
+
+    def described(words: str, form: str = "application/json") -> dict[str, Any]:
+        schema = {"type": "string" if form == "text/event-stream" else "object"}
+        return {"description": words, "content": {form: {"schema": schema}}}
+
+    def parameter(name: str, where: str, words: str, *, required: bool = False) -> dict[str, Any]:
+        return {"name": name, "in": where, "required": required, "description": words, "schema": {"type": "string"}}
+
+    stream = parameter("id", "path", "`x-deltaway-stream` of the call's answer.", required=True)
+    token = parameter("token", "query", "In place of a key, for whoever cannot send headers.")
+    refused = {
+        "401": failed("No key or token, or a wrong one."),
+        "404": failed("No such stream, or another key's."),
+        "503": failed("The log of streams is away."),
+    }
+    return {
+        "/v1/streams/{id}": {
+            "get": {
+                "tags": ["streams"],
+                "summary": "Come back to a stream",
+                "operationId": "ReadStream",
+                "parameters": [
+                    stream,
+                    token,
+                    parameter("Last-Event-ID", "header", "The id of the event that was read last."),
+                    parameter("last_event_id", "query", "The same; the header is the newer of both."),
+                ],
+                "responses": {
+                    "200": described("What came after that event, then live.", "text/event-stream"),
+                    "204": {"description": "All was seen."},
+                    "400": failed("The last event id is malformed, of another stream, or beyond the end."),
+                    "410": failed("It has ended, and its time is over."),
+                    **refused,
+                },
+            },
+            "delete": {
+                "tags": ["streams"],
+                "summary": "Stop a stream",
+                "operationId": "StopStream",
+                "parameters": [stream, token],
+                "responses": {
+                    "200": described("It had ended before."),
+                    "202": described("It is being stopped."),
+                    **refused,
+                },
+            },
+        },
+        "/v1/streams/{id}/token": {
+            "post": {
+                "tags": ["streams"],
+                "summary": "Make an address that opens a stream without a key",
+                "operationId": "CreateStreamToken",
+                "parameters": [stream],
+                "responses": {"200": described("The address, and until when it is good."), **refused},
+            }
+        },
     }

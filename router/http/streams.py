@@ -34,6 +34,7 @@ from router.ids import request_id
 from router.streams.log import LogAway, StreamHead, Stretch, is_stream_id
 from router.streams.streams import Streams
 
+PATHS: Final = ("/v1/streams/{id}", "/v1/streams/{id}/token")
 _LAST_SEEN: Final = b"last-event-id"
 _METHODS: Final = {"": "GET, DELETE", "/token": "POST"}
 _BEYOND: Final = 2**53
@@ -121,9 +122,9 @@ class StreamEndpoint:
         if state.ended is not None and after == state.last:
             await _nothing(send, headers)
             return
-        dialect = self._dialects.get(head.dialect, self._first)
+        dialect, retry = self._dialects.get(head.dialect, self._first), float(generation.config.streams.retry)
         reply = StreamedReply(send, lambda: headers, generation.heartbeat, dialect.heartbeat)
-        await deliver(reply, self._streams.follow(stream, after), receive, after=after, ids=True)
+        await deliver(reply, self._streams.follow(stream, after), receive, after=after, ids=True, retry=retry)
 
     async def _stop(self, generation: Generation, scope: Scope, send: Send, stream: str, number: str) -> None:
         state = await self._known(generation, scope, Query(scope, ("token",)), stream, _BEYOND)
