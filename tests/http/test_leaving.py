@@ -83,7 +83,10 @@ async def test_200_clients_that_leave_at_random_moments_leave_nothing_behind(tra
             await asyncio.sleep(1.3)
             assert len(gate.running) == 0
             assert upstream.open == upstream.draining == 0  # type: ignore[attr-defined]
-            assert [left for left in ours(AsyncGeneratorType) if left not in servers_own] == []
+            async with asyncio.timeout(5):
+                # the server looks into its store every now and then, for a moment
+                while [left for left in ours(AsyncGeneratorType) if left not in servers_own]:
+                    await asyncio.sleep(0.05)
             left = tasks() - before_tasks
             assert not {name for name in left if not name.startswith(("_connected", "Vendor"))}, left
             assert psutil.Process().memory_info().rss - before_memory < 20 * 1024 * 1024
