@@ -280,12 +280,16 @@ class Streams(Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes of one stream that are kept; what is older is evicted."""
     linger: Duration = Duration(15)
     """How long a stream that nobody reads waits for its reader to come back, before `on_disconnect: cancel` ends it."""
+    retry: Duration = Duration(1)
+    """How long a browser waits before it opens a stream again whose connection broke."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.keep <= 30 * 86400:
             raise ValueError("`keep` must be from 1s to 30d")
         if not 64 * 1024 <= self.limit <= 1024**3:
             raise ValueError("`limit` must be from 64KiB to 1GiB")
+        if not 0.01 <= self.retry <= 600:
+            raise ValueError("`retry` must be from 10ms to 10m")
 
 
 class Conversations(Struct, frozen=True, forbid_unknown_fields=True):

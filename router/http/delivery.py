@@ -88,9 +88,13 @@ async def deliver(
     *,
     after: int = 0,
     ids: bool,
+    retry: float = 0.0,
     refused: Callable[[], RouterError | None] = lambda: None,
 ) -> None:
-    """Write a stream until it ends, or its reader leaves. Raises `Refused`, and what reading the stream raises."""
+    """Write a stream until it ends, or its reader leaves. Raises `Refused`, and what reading the stream raises.
+
+    `retry`: seconds after which a browser is to come back when the connection breaks; 0: as it likes.
+    """
     try:
         async with until_left(receive) as unwatch, aclosing(stretches):
             async for stretch in stretches:
@@ -100,6 +104,9 @@ async def deliver(
                     if not reply.started:
                         raise Refused(error)
                 data = rendered(stretch, after, ids=ids)
+                if retry and data:
+                    # within an event: a block of its own would be an empty event to some clients
+                    data, retry = b"retry: %d\n%b" % (retry * 1000, data), 0.0
                 after = max(after, stretch.first + len(stretch.blocks) - 1)
                 if stretch.ended is not None and after >= stretch.last:
                     unwatch()

@@ -122,7 +122,9 @@ class StreamEndpoint:
         if state.ended is not None and after == state.last:
             await _nothing(send, headers)
             return
-        dialect, retry = self._dialects.get(head.dialect, self._first), float(generation.config.streams.retry)
+        dialect = self._dialects.get(head.dialect, self._first)
+        # whoever has no header to send has a browser's clock too
+        retry = 0.0 if query.text("token") is None else float(generation.config.streams.retry)
         reply = StreamedReply(send, lambda: headers, generation.heartbeat, dialect.heartbeat)
         await deliver(reply, self._streams.follow(stream, after), receive, after=after, ids=True, retry=retry)
 
