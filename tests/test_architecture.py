@@ -183,7 +183,9 @@ MAKES_A_CONSTANT = (
     *("TypeVar", "ParamSpec", "NewType", "MappingProxyType", "re.compile", "struct.Struct", "Struct", "Path"),
     *("ContextVar", "contextvars.ContextVar", "object", "bytes", "str", "int", "float", "timedelta"),
     *("Decoder", "Encoder", "msgspec.json.Decoder", "msgspec.json.Encoder", "json.Decoder", "json.Encoder"),
-    *("text", "JSON(none_as_null=True).with_variant", "sa.JSON().with_variant", "_labels"),
+    *("text", "JSON(none_as_null=True).with_variant", "sa.JSON().with_variant", "_labels", "_of_conversation"),
+    *("BigInteger().with_variant", "sa.BigInteger().with_variant", "Text().with_variant", "sa.Text().with_variant"),
+    "Index('contents_by_words', 'words', postgresql_using='gin').ddl_if",
     *("attrgetter", "itemgetter", "partial", "files", "sys.intern", "str.maketrans", "bytes.maketrans"),
     # an option that several commands share; a decorator does not count as a call
     "click.option",

@@ -8,6 +8,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Double,
+    ForeignKey,
     Index,
     Integer,
     LargeBinary,
@@ -17,7 +18,7 @@ from sqlalchemy import (
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 
 metadata: Final = MetaData()
 _JSON: Final = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
@@ -25,6 +26,11 @@ _OPEN: Final = text("outcome IS NULL")
 """Few rows are open at a time: what a dead process left is found without reading the others."""
 _SHADOW: Final = text("shadow_of IS NOT NULL")
 """Few calls are repeated, and only those are looked for by the call that they repeat."""
+_DRAFT: Final = text("status = 'in_progress'")
+"""Few items are being written at a time: those that a dead process left are found without reading the others."""
+_NUMBER: Final = BigInteger().with_variant(Integer, "sqlite")
+"""Of SQLite the number of the row itself."""
+_WORDS: Final = Text().with_variant(TSVECTOR(), "postgresql")
 
 
 def _labels() -> list[Column[object]]:
@@ -153,6 +159,7 @@ keys: Final = Table(
     Column("rotated_at", BigInteger),
     Column("revoked_at", BigInteger),
     Column("revision", BigInteger, nullable=False),
+    Column("on_disconnect", Text),
     Index("keys_by_revision", "revision"),
 )
 
@@ -251,3 +258,108 @@ instances: Final = Table(
     Column("seen_at", BigInteger, nullable=False),
 )
 """The processes that serve, and which configuration each of them has in force."""
+
+conversations: Final = Table(
+    "conversations",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("metadata", Text, nullable=False),
+    Column("context", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("last_position", BigInteger, nullable=False),
+    Column("forked_from", Text),
+    Column("call", Text),
+    Column("writer", Text),
+    Column("until", BigInteger),
+    Index("conversations_by_owner", "owner", "id"),
+    Index("conversations_by_age", "updated_at"),
+)
+"""`last_position`: of the item that was added last, even if it was removed. `call`, `writer`, `until`: the call that
+writes in it, its process, and how long that is believed without a sign of life."""
+
+
+def _of_conversation() -> Column[object]:
+    return Column("conversation", Text, ForeignKey("conversations.id", ondelete="CASCADE"), primary_key=True)
+
+
+conversation_items: Final = Table(
+    "conversation_items",
+    metadata,
+    _of_conversation(),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Text, nullable=False),
+    Column("content", Text),
+    Column("message", Text),
+    Column("protocol", Text),
+    Column("status", Text, nullable=False),
+    Column("call", Text),
+    Column("stream", Text),
+    Column("seq", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index("conversation_items_by_id", "conversation", "id", unique=True),
+    Index("conversation_items_by_content", "content"),
+    Index("conversation_items_drafts", "conversation", sqlite_where=_DRAFT, postgresql_where=_DRAFT),
+)
+"""Which contents a conversation has, in their order. `message` and `protocol` are here while the item is being written,
+and then in `contents`, where `content` is their address."""
+
+contents: Final = Table(
+    "contents",
+    metadata,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    Column("address", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("parent", Text, nullable=False),
+    Column("protocol", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("words", _WORDS, nullable=False),
+    Index("contents_by_address", "address", unique=True),
+    Index("contents_by_words", "words", postgresql_using="gin").ddl_if(dialect="postgresql"),
+)
+"""What was said, once for all conversations of an owner that have the same past. `words` is what it is found by: in
+SQLite words with spaces between, which triggers bring into the FTS5 table `contents_search`; in Postgres a `tsvector`
+with the GIN index `contents_by_words`."""
+
+turns: Final = Table(
+    "turns",
+    metadata,
+    _of_conversation(),
+    Column("call", Text, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("strategy", Text, nullable=False),
+    Column("first", Text),
+    Column("left_out", BigInteger, nullable=False),
+    Column("summary", Text),
+    Column("prompt_tokens", BigInteger),
+)
+"""What was sent of a conversation: `router.conversation.Turn`."""
+
+summaries: Final = Table(
+    "summaries",
+    metadata,
+    _of_conversation(),
+    Column("call", Text, primary_key=True),
+    Column("covers", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+"""What was written to be sent in place of a conversation's beginning, up to the item `covers`."""
+
+completions: Final = Table(
+    "completions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("metadata", Text, nullable=False),
+    Column("call", Text),
+    Index("completions_by_owner", "owner", "created_at", "id"),
+    Index("completions_by_age", "created_at", "id"),
+)
+"""Single answers that clients wanted to be kept, each with its request. `metadata` is JSON of strings alone."""

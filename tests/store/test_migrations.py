@@ -47,7 +47,16 @@ async def test_the_revisions_make_what_the_tables_say(store: Store) -> None:
     from alembic.runtime.migration import MigrationContext
 
     def differences(connection: Connection) -> Any:
-        return compare_metadata(MigrationContext.configure(connection), metadata)
+        # FTS5 has tables of its own for its index, and alembic does not know an index that is of Postgres alone
+        not_compared = {"contents_search", *(f"contents_search_{part}" for part in ("data", "idx", "config"))}
+        if connection.dialect.name == "sqlite":
+            not_compared.add("contents_by_words")
+
+        def is_ours(thing: object, name: str | None, *_: object) -> bool:
+            return name not in not_compared
+
+        context = MigrationContext.configure(connection, opts={"include_object": is_ours})
+        return compare_metadata(context, metadata)
 
     def made_anew(connection: Connection) -> None:
         metadata.drop_all(connection)

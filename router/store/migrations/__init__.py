@@ -1,6 +1,6 @@
 """Brings the tables up to date when the gateway starts. Revisions are the modules of `versions`, in their order.
 
-A new one: add `versions/r0003_….py`, and its number to `REVISIONS`. It must leave what the version before it reads
+A new one: add `versions/r0004_….py`, and its number to `REVISIONS`. It must leave what the version before it reads
 and writes in place, because both run side by side while replicas are replaced one by one.
 """
 
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from router.store.away import StoreAway
 
-REVISIONS: Final = ("0001", "0002")
+REVISIONS: Final = ("0001", "0002", "0003")
 """All that this code knows, from the first to the last."""
 LOOKING: Final = "deltaway_looking"
 """Execution option of a connection that reads only, and so takes no lock on SQLite."""
