@@ -448,6 +448,7 @@ def _cors(cors: Cors | None) -> CORSConfig | None:
             "preference-applied",
             "idempotent-replayed",
             "x-deltaway-cache",
+            "x-deltaway-context",
             "age",
             "x-ratelimit-limit-requests",
             "x-ratelimit-remaining-requests",
