@@ -24,7 +24,7 @@ BLOCKS = re.findall(r"^```(yaml(?: wrong)?)\n(.*?)^```$", TEXT, re.M | re.S)
 EXAMPLES = [text for info, text in BLOCKS if info == "yaml"]
 PROTOCOLS = ("openai", "dashscope", "mock")
 PLUGINS = known_plugins()
-EXPLAINED_HERE = ("logging", "auth", "usage")
+EXPLAINED_HERE = ("logging", "auth", "cache", "usage")
 """The others have pages of their own."""
 KEYS = {"OPENAI_API_KEY": "k-1", "DASHSCOPE_API_KEY": "k-2", "VENDOR_KEY": "k-3"}
 
