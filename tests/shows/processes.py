@@ -17,11 +17,15 @@ _GREETING = re.compile(rb"serves (http://127\.0\.0\.1:(\d+))/v1")
 
 
 class GatewayProcess:
-    """`deltaway serve` in `directory`, with the configuration `config` there. Its port changes at each start."""
+    """`deltaway serve` in `directory`, with the configuration `config` there.
 
-    def __init__(self, directory: Path, name: str = "gateway", workers: int = 1) -> None:
+    Its port changes at each start, unless it is to stay (`keep_port`) where it was first.
+    """
+
+    def __init__(self, directory: Path, name: str = "gateway", workers: int = 1, *, keep_port: bool = False) -> None:
         self.directory = directory
         self.workers = workers
+        self.keep_port = keep_port
         self.log = directory / f"{name}.log"
         self.port = 0
         self.url = ""
@@ -46,8 +50,8 @@ class GatewayProcess:
 
     def start_only(self) -> int:
         """Start it and wait for nothing. Gives where its log begins."""
-        command = [sys.executable, "-m", "router", "serve", "--config", "providers.yaml", "--port", "0"]
-        command += ["--workers", str(self.workers)]
+        command = [sys.executable, "-m", "router", "serve", "--config", "providers.yaml"]
+        command += ["--port", str(self.port if self.keep_port else 0), "--workers", str(self.workers)]
         begin = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -74,6 +78,11 @@ class GatewayProcess:
         own = self._process.pid
         children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
         return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def kill_worker(self, worker: int) -> None:
+        """SIGKILL to one of `worker_pids`, which is started anew."""
+        assert worker in self.worker_pids()
+        os.kill(worker, signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
         """To the process that was started, not to its workers."""
@@ -118,10 +127,16 @@ class GatewayProcess:
 
 @asynccontextmanager
 async def running(
-    directory: Path, config: str, name: str = "gateway", files: Mapping[str, str] | None = None, workers: int = 1
+    directory: Path,
+    config: str,
+    name: str = "gateway",
+    files: Mapping[str, str] | None = None,
+    workers: int = 1,
+    *,
+    keep_port: bool = False,
 ) -> AsyncIterator[GatewayProcess]:
     """A gateway that runs; ended whatever happens. `files` are written beside its configuration."""
-    gateway = GatewayProcess(directory, name, workers)
+    gateway = GatewayProcess(directory, name, workers, keep_port=keep_port)
     gateway.write({"providers.yaml": config, **(files or {})})
     try:
         await gateway.start()
