@@ -61,7 +61,8 @@ class Flight:
         self.size += _BESIDE + (len(event.text) if kind is TextDelta else 0)  # type: ignore[union-attr]
         if kind is Completed:
             self.over = True
-        self._tell()
+        if self.leader.holders:
+            self._tell()
 
     def land(self, entry: Entry | None = None) -> None:
         """It has ended well: with an answer that was kept, or as it came."""

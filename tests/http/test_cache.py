@@ -2,14 +2,16 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from state.backends import redis_server
 
+from router.running import Running
 from support.raw import Raw
 from support.serving import application, asking, client, create_app, served
 from support.serving import gateway as made
@@ -85,20 +87,20 @@ async def speaks_its_mind(exchange: Exchange) -> None:
 # -- a hit -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [plays_hello, speaks_its_mind])
-@pytest.mark.parametrize("usage", [True, False], ids=["with-usage", "without"])
-async def test_a_hit_is_the_first_answer_byte_for_byte(script: Any, usage: bool) -> None:
-    async with gateway(script) as (opened, played):
-        more: dict[str, Any] = {"n": 2, "stream_options": {"include_usage": usage}}
-        first, second = [await ask(opened, **more) for _ in range(2)]
-        assert second.content == first.content
-        assert first.content.endswith(b"data: [DONE]\n\n")
-        assert len(played.requests) == 1
-        assert (first.headers[HEADER], second.headers[HEADER]) == ("miss", "hit")
-        assert first.headers["x-request-id"] != second.headers["x-request-id"]
-        assert second.headers["x-deltaway-target"] == "v/m"
-        assert second.headers["age"] == "0"
-        assert "age" not in first.headers
+async def test_a_hit_is_the_first_answer_byte_for_byte() -> None:
+    async with gateway(speaks_its_mind) as (opened, played):
+        for usage in (True, False):
+            more: dict[str, Any] = {"n": 2, "text": str(usage), "stream_options": {"include_usage": usage}}
+            first, second = [await ask(opened, **more) for _ in range(2)]
+            assert second.content == first.content
+            assert first.content.endswith(b"data: [DONE]\n\n")
+            assert b"logprob" in first.content
+            assert (first.headers[HEADER], second.headers[HEADER]) == ("miss", "hit")
+            assert first.headers["x-request-id"] != second.headers["x-request-id"]
+            assert second.headers["x-deltaway-target"] == "v/m"
+            assert second.headers["age"] == "0"
+            assert "age" not in first.headers
+        assert len(played.requests) == 2
 
 
 async def test_a_whole_hit_is_the_first_answer_byte_for_byte() -> None:
@@ -290,6 +292,24 @@ async def test_a_cache_that_cannot_be_emptied_says_so(tmp_path: Path) -> None:
             assert "still there" in cleared.json()["error"]["message"]
 
 
+@pytest.mark.needs("redis")
+async def test_replicas_have_each_others_answers(tmp_path: Path) -> None:
+    async with vendor(plays_hello) as played, redis_server(tmp_path / "redis") as redis:
+        text = config(played.url).replace("shared: memory", f"shared: {redis.url}")
+        places = [text + f"ledger: {{journal: {tmp_path / name}}}\n" for name in ("one", "other")]
+        async with served(application(places[0])) as url, client(url) as opened:
+            await ask(opened)
+        # its file differs, and so its configuration: it asks for itself
+        async with served(application(places[1])) as url, client(url) as opened:
+            assert (await ask(opened)).headers[HEADER] == "miss"
+        async with served(application(places[0])) as url, client(url) as opened:
+            assert (await ask(opened)).headers[HEADER] == "hit"
+            assert (await opened.delete("/v1/cache")).json()["entries"] == 2
+            redis.kill()
+            assert (await ask(opened)).status_code == 200
+        assert len(played.requests) == 3
+
+
 async def test_another_process_of_the_machine_has_the_answers_too() -> None:
     async with vendor(plays_hello) as played:
         text = config(played.url).replace("shared: memory", "shared: auto")
@@ -306,13 +326,11 @@ async def test_another_process_of_the_machine_has_the_answers_too() -> None:
 class Paced:
     """A vendor that writes a delta whenever it is let, and then the end."""
 
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self) -> None:
         self.more = asyncio.Semaphore(0)
-        self.started = asyncio.Event()
-        self.fails = fails
+        self.fails = False
 
     async def __call__(self, exchange: Exchange) -> None:
-        self.started.set()
         if not exchange.request.json().get("stream"):
             await self.more.acquire()
             await exchange.whole(200, completion("Hello"))
@@ -332,115 +350,124 @@ class Paced:
             self.more.release()
 
 
-async def begun(url: str, **headers: str) -> Raw:
-    return await Raw.post(url, asking("chat"), **headers)
+class Flying(NamedTuple):
+    url: str
+    opened: httpx.AsyncClient
+    played: Vendor
+    running: Running
+
+    def held(self) -> list[int]:
+        """Of each call that others follow, how many do."""
+        return [trip.holders for trip in self.running.trips() if trip.holders]
+
+    async def reader(self) -> Raw:
+        raw = await Raw.post(self.url, asking("chat"))
+        await raw.head()
+        await seen(raw, "w0")
+        return raw
+
+    async def outcomes(self) -> list[str]:
+        rows = (await self.opened.get("/v1/requests?limit=100")).json()["data"]
+        return sorted(row["outcome"] for row in rows)
+
+
+@asynccontextmanager
+async def flying(script: Any, **settings: Any) -> AsyncIterator[Flying]:
+    async with vendor(script) as played:
+        running = made(config(played.url, **settings))
+        async with served(create_app(running)) as url, client(url, "key-a") as opened:
+            yield Flying(url, opened, played, running.running)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
 
 
 async def seen(raw: Raw, word: str) -> bytes:
-    """What has come up to this word."""
+    """What comes up to this word."""
     data = b""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while word.encode() not in data:
             data += await raw.chunk()
     return data
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 async def test_fifty_identical_calls_at_once_are_one_call_to_the_vendor(stream: bool) -> None:
     paced = Paced()
-    async with gateway(paced) as (opened, played):
-        calls = [asyncio.ensure_future(ask(opened, stream=stream)) for _ in range(50)]
-        await paced.started.wait()
-        if stream:
-            paced.let(1)
-        # all of them are inside before it ends: those that come later would have a hit
-        async with asyncio.timeout(5):
-            while (await opened.get("/health/ready")).status_code != 200:
-                await asyncio.sleep(0.01)
-        paced.let(50)
+    async with flying(paced) as house:
+        calls = [asyncio.ensure_future(ask(house.opened, stream=stream)) for _ in range(50)]
+        await until(lambda: house.held() == [49])
+        paced.let(4)
         answers = await asyncio.gather(*calls)
         assert len({answer.content for answer in answers}) == 1
-        found = [answer.headers[HEADER] for answer in answers]
-        assert found.count("miss") == 1
-        assert found.count("shared") + found.count("hit") == 49
-        assert "shared" in found
-        assert len(played.requests) == 1
-        rows = (await opened.get("/v1/requests?limit=100")).json()["data"]
-        assert sorted(row["outcome"] for row in rows) == ["cached"] * 49 + ["finished"]
+        assert sorted(answer.headers[HEADER] for answer in answers) == ["miss", *["shared"] * 49]
+        assert len(house.played.requests) == 1
+        assert await house.outcomes() == ["cached"] * 49 + ["finished"]
 
 
 async def test_the_vendor_goes_on_for_followers_when_the_leader_has_left() -> None:
     paced = Paced()
-    async with vendor(paced) as played, served(application(config(played.url))) as url:
-        leader = await begun(url)
+    async with flying(paced) as house:
         paced.let(1)
-        await leader.head()
-        await seen(leader, "w0")
-        follower = await begun(url)
-        await follower.head()
-        await seen(follower, "w0")
+        leader, follower = await house.reader(), await house.reader()
         leader.leave()
-        await asyncio.sleep(0.05)
+        await until(lambda: any(trip.deserted is not None for trip in house.running.trips()))
         paced.let(3)
         data = await seen(follower, "[DONE]")
         assert [word in data for word in (b"w1", b"w2", b"w3")] == [True] * 3
         assert follower.headers[HEADER] == "shared"
-        assert played.abandoned == 0
-        await played.settled()
-        async with client(url) as opened:
-            rows = (await opened.get("/v1/requests")).json()["data"]
-            assert sorted(row["outcome"] for row in rows) == ["cached", "finished"]
-            assert (await ask(opened)).headers[HEADER] == "hit"
+        assert house.played.abandoned == 0
+        await until(lambda: not house.running.trips())
+        assert await house.outcomes() == ["cached", "finished"]
+        assert (await ask(house.opened)).headers[HEADER] == "hit"
 
 
 @pytest.mark.parametrize("first", ["leader", "follower"])
 async def test_the_vendors_connection_is_closed_when_all_have_left(first: str) -> None:
     paced = Paced()
-    async with vendor(paced) as played, served(application(config(played.url))) as url:
-        leader = await begun(url)
+    async with flying(paced) as house:
         paced.let(1)
-        await leader.head()
-        await seen(leader, "w0")
-        follower = await begun(url)
-        await follower.head()
-        await seen(follower, "w0")
-        one, other = (leader, follower) if first == "leader" else (follower, leader)
-        one.leave()
-        await asyncio.sleep(0.05)
-        assert played.busy == 1
-        other.leave()
-        await played.settled()
-        assert played.abandoned == 1
-        async with client(url) as opened:
-            async with asyncio.timeout(5):
-                while True:
-                    rows = (await opened.get("/v1/requests")).json()["data"]
-                    if [row["outcome"] for row in rows] == ["client_gone"] * 2:
-                        break
-                    await asyncio.sleep(0.02)
-            # nothing of it is kept
-            paced.let(4)
-            assert (await ask(opened)).headers[HEADER] == "miss"
+        leader, follower = await house.reader(), await house.reader()
+        assert house.held() == [1]
+        if first == "leader":
+            leader.leave()
+            await until(lambda: any(trip.deserted is not None for trip in house.running.trips()))
+            assert house.played.busy == 1
+            follower.leave()
+        else:
+            follower.leave()
+            await until(lambda: house.held() == [])
+            assert house.played.busy == 1
+            leader.leave()
+        await house.played.settled()
+        assert house.played.abandoned == 1
+        await until(lambda: not house.running.trips())
+        assert await house.outcomes() == ["client_gone", "client_gone"]
+        # nothing of it is kept
+        paced.let(4)
+        assert (await ask(house.opened)).headers[HEADER] == "miss"
 
 
 async def test_a_vendors_failure_in_the_middle_is_everybodys() -> None:
-    paced = Paced(fails=True)
-    async with gateway(paced) as (opened, played):
-        calls = [asyncio.ensure_future(ask(opened)) for _ in range(5)]
-        await paced.started.wait()
-        await asyncio.sleep(0.05)
-        paced.let(4)
-        answers = await asyncio.gather(*calls)
-        for answer in answers:
+    paced = Paced()
+    paced.fails = True
+    async with flying(paced) as house:
+        calls = [asyncio.ensure_future(ask(house.opened)) for _ in range(5)]
+        await until(lambda: house.held() == [4])
+        paced.let(3)
+        for answer in await asyncio.gather(*calls):
             assert b'"error"' in answer.content
             assert b"[DONE]" not in answer.content
-        assert len(played.requests) == 1
-        rows = (await opened.get("/v1/requests")).json()["data"]
+        assert len(house.played.requests) == 1
+        rows = (await house.opened.get("/v1/requests")).json()["data"]
         assert [row["outcome"] for row in rows] == ["cut"] * 5
         assert sum(bool(row["attempts"]) for row in rows) == 1
         paced.fails = False
         paced.let(4)
-        assert (await ask(opened)).headers[HEADER] == "miss"
+        assert (await ask(house.opened)).headers[HEADER] == "miss"
 
 
 async def test_a_refusal_is_everybodys() -> None:
@@ -450,29 +477,38 @@ async def test_a_refusal_is_everybodys() -> None:
         await waiting.wait()
         await exchange.whole(400, b'{"error": {"message": "no such thing", "code": "bad"}}')
 
-    async with gateway(refuses) as (opened, played):
-        calls = [asyncio.ensure_future(ask(opened)) for _ in range(5)]
-        async with asyncio.timeout(5):
-            while not played.requests:
-                await asyncio.sleep(0.005)
-        await asyncio.sleep(0.05)
+    async with flying(refuses) as house:
+        calls = [asyncio.ensure_future(ask(house.opened)) for _ in range(5)]
+        await until(lambda: house.held() == [4])
         waiting.set()
         answers = await asyncio.gather(*calls)
         assert [answer.status_code for answer in answers] == [400] * 5
-        assert len(played.requests) == 1
+        assert len({answer.content for answer in answers}) == 1
+        assert len(house.played.requests) == 1
 
 
 async def test_a_key_never_follows_another() -> None:
     paced = Paced()
-    async with gateway(paced, key="key-a") as (opened, played):
-        calls = [asyncio.ensure_future(ask(opened, key=key)) for key in ("key-a", "key-b", "key-a", "key-b")]
-        async with asyncio.timeout(5):
-            while len(played.requests) < 2:
-                await asyncio.sleep(0.005)
-        await asyncio.sleep(0.05)
+    async with flying(paced, auth=True) as house:
+        keys = ("key-a", "key-b", "key-a", "key-b")
+        calls = [asyncio.ensure_future(ask(house.opened, key=key)) for key in keys]
+        await until(lambda: house.held() == [1, 1])
         paced.let(8)
         await asyncio.gather(*calls)
-        assert len(played.requests) == 2
+        assert len(house.played.requests) == 2
+
+
+async def test_a_stream_to_come_back_to_is_a_hit_too() -> None:
+    paced = Paced()
+    async with flying(paced) as house:
+        paced.let(4)
+        first = await ask(house.opened)
+        body = asking("chat")
+        again = await house.opened.post(CHAT, json=body, headers={"x-deltaway-resumable": "true"})
+        assert again.headers[HEADER] == "hit"
+        assert re.sub(rb"(?m)^id: .*\n", b"", again.content) == first.content
+        replayed = await house.opened.get(f"/v1/streams/{again.headers['x-deltaway-stream']}")
+        assert replayed.content == again.content
 
 
 # -- a configuration that changes --------------------------------------------------------------------------------------

@@ -337,6 +337,12 @@ async def test_calls_with_tools_pass_by_unless_that_is_configured() -> None:
         assert call.trip.headers[HEADER] == wanted
 
 
+async def test_a_large_request_is_a_question_like_any_other() -> None:
+    house = House()
+    found = [(await house.ask("x" * 600_000 + end))[0].trip.headers[HEADER] for end in ("a", "b", "a")]
+    assert found == ["miss", "miss", "hit"]
+
+
 async def test_what_cannot_be_printed_passes_by() -> None:
     house = House()
     call = house.call()
