@@ -19,7 +19,8 @@ from router.upstream import CarrierFactory, make_carrier
 @asynccontextmanager
 async def served(app: Any, **settings: Any) -> AsyncIterator[str]:
     """The application under uvicorn in this event loop; gives its URL."""
-    with socket.socket() as listening:
+    # with its protocol named, asyncio does without Nagle's delay on what it accepts
+    with socket.socket(proto=socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         config = uvicorn.Config(
