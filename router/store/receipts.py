@@ -4,6 +4,7 @@ A page is two queries however long it is, and none of them counts. It begins aft
 ends in the id, so the ten-thousandth costs what the first one does.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -74,6 +75,15 @@ async def receipt(store: Store, call_id: str, *, key: str | None = None) -> Rece
     return msgspec.structs.replace(
         found[0], feedback={metric: said_value(kind, value) for metric, kind, value in words}, shadows=shadows
     )
+
+
+async def receipts_of(store: Store, ids: Collection[str]) -> dict[str, Receipt]:
+    """The calls of these ids, as far as there are any, whoever made them. Raises `StoreAway`."""
+    if not ids:
+        return {}
+    async with store.reading() as connection:
+        rows = (await connection.execute(select(calls).where(calls.c.id.in_(ids)))).mappings().all()
+        return {receipt.call.id: receipt for receipt in await _with_attempts(connection, rows)}
 
 
 def said_value(kind: str, value: float) -> bool | float:

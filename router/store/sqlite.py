@@ -15,7 +15,8 @@ import aiosqlite
 from router.store.away import StoreAway, explain_sqlite
 from router.store.statement import Statement
 
-_PRAGMAS: Final = ("foreign_keys = on",)
+_PRAGMAS: Final = ("foreign_keys = on", "secure_delete = on")
+"""`secure_delete`: what is deleted is overwritten, it does not wait in the file for somebody to use its place."""
 
 
 class SqliteConnection(aiosqlite.Connection):

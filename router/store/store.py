@@ -30,6 +30,8 @@ _BATCH: Final = 10.0
 """Seconds that a batch may take there: calls may be waiting for it, and it can be brought in again."""
 _MIGRATING: Final[dict[str, int]] = {"sqlite": 3, "postgresql": 12}
 """How many times longer to wait when the tables are old: another process may be at them."""
+_EMPTYING: Final = 100
+"""Milliseconds to wait for readers when SQLite's log is to be emptied."""
 _QUEUE: Final = 10.0
 """Seconds to wait for a connection that others of this process use."""
 
@@ -121,6 +123,21 @@ class Store:
                     # refused, cut off, or cancelled in the middle: nothing is left open
                     await self._drop_direct()
                     raise
+
+    async def empty_log(self) -> None:
+        """SQLite: bring all of the log into the file and empty it, where nobody reads what is older; pages as they
+        were stay in it else. Raises `StoreAway`."""
+        if self.dialect != "sqlite":
+            return
+        with self._seam():
+            async with self._my_turn(), self._opened().writing.connect() as connection:
+                alone = await connection.execution_options(**{LOOKING: True})
+                # others write meanwhile only if this ends soon
+                await alone.exec_driver_sql(f"PRAGMA busy_timeout = {_EMPTYING}")
+                try:
+                    await alone.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                finally:
+                    await alone.exec_driver_sql(f"PRAGMA busy_timeout = {int(self._busy * 1000)}")
 
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[None]:

@@ -28,6 +28,7 @@ _SHADOW: Final = text("shadow_of IS NOT NULL")
 """Few calls are repeated, and only those are looked for by the call that they repeat."""
 _DRAFT: Final = text("status = 'in_progress'")
 """Few items are being written at a time: those that a dead process left are found without reading the others."""
+_TAKEN: Final = text("call IS NOT NULL")
 _NUMBER: Final = BigInteger().with_variant(Integer, "sqlite")
 """Of SQLite the number of the row itself."""
 _WORDS: Final = Text().with_variant(TSVECTOR(), "postgresql")
@@ -275,6 +276,7 @@ conversations: Final = Table(
     Column("until", BigInteger),
     Index("conversations_by_owner", "owner", "id"),
     Index("conversations_by_age", "updated_at"),
+    Index("conversations_taken", "call", sqlite_where=_TAKEN, postgresql_where=_TAKEN),
 )
 """`last_position`: of the item that was added last, even if it was removed. `call`, `writer`, `until`: the call that
 writes in it, its process, and how long that is believed without a sign of life."""

@@ -44,6 +44,13 @@ def upgrade() -> None:
     )
     op.create_index("conversations_by_owner", "conversations", ["owner", "id"])
     op.create_index("conversations_by_age", "conversations", ["updated_at"])
+    op.create_index(
+        "conversations_taken",
+        "conversations",
+        ["call"],
+        sqlite_where=sa.text("call IS NOT NULL"),
+        postgresql_where=sa.text("call IS NOT NULL"),
+    )
     op.create_table(
         "conversation_items",
         sa.Column("conversation", sa.Text(), nullable=False),
