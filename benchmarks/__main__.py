@@ -28,6 +28,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stopped)
     gateways = [gateway for gateway in GATEWAYS if gateway.name in arguments.only]
     loads = [load for load in LOADS if load.name in arguments.loads]
+    if arguments.log:
+        # each beside the one that it is held against
+        loads = [each for load in loads for each in ((load, load.with_log()) if load.streamed else (load,))]
     started = datetime.now(UTC)
     try:
         runs = compare(gateways, loads, arguments.rounds, arguments.seconds, arguments.warm_up)
@@ -67,21 +70,28 @@ def compare(gateways: Sequence[Gateway], loads: Sequence[Load], rounds: int, sec
             processes[gateway.name] = process
         for gateway in gateways:
             for load in loads:
-                check(gateway, load)
+                if runs_on(load, gateway):
+                    check(gateway, load)
         for number in range(rounds):
             turn = number % len(gateways)
             for load in loads:
                 for gateway in [*gateways[turn:], *gateways[:turn]]:
+                    if not runs_on(load, gateway):
+                        continue
                     run = measure(gateway, processes[gateway.name], load, number, seconds, warm_up)
                     runs.append(run)
                     print(
-                        f"round {number + 1}/{rounds} {load.name:6} {gateway.name:14} {run.cpu_us:8.1f} us/request "
+                        f"round {number + 1}/{rounds} {load.name:9} {gateway.name:14} {run.cpu_us:8.1f} us/request "
                         f"{run.per_second:9.1f}/s  p99 {run.p99_ms:7.2f} ms  {run.memory_mb:4.0f} MB"
                         + (f"  INVALID: {run.errors}" if run.errors else ""),
                         file=sys.stderr,
                         flush=True,
                     )
     return runs
+
+
+def runs_on(load: Load, gateway: Gateway) -> bool:
+    return gateway.logs or not load.logged
 
 
 def report(
@@ -97,19 +107,27 @@ def report(
         "",
     ]
     for load in loads:
+        against = "the same without" if load.logged else YARDSTICK
         lines += [
             f"**{load.name}**: {load.about}",
             "",
-            f"| gateway | CPU per request, us | of {YARDSTICK} | requests/s | p50, ms | p99, ms | memory, MB |",
+            f"| gateway | CPU per request, us | of {against} | requests/s | p50, ms | p99, ms | memory, MB |",
             "|---|---|---|---|---|---|---|",
         ]
         here = [run for run in runs if run.load == load.name]
-        lines += [_row(gateway, [run for run in here if run.gateway == gateway.name], here) for gateway in gateways]
+        # what a log costs is told by the same gateway without
+        plain = [run for run in runs if f"{run.load}+log" == load.name]
+        for gateway in gateways:
+            if runs_on(load, gateway):
+                yardstick = [run for run in plain if run.gateway == gateway.name] or [
+                    run for run in here if run.gateway == YARDSTICK
+                ]
+                lines.append(_row(gateway, [run for run in here if run.gateway == gateway.name], yardstick))
         lines.append("")
     return "\n".join(lines).rstrip()
 
 
-def _row(gateway: Gateway, runs: Sequence[Run], all_runs: Sequence[Run]) -> str:
+def _row(gateway: Gateway, runs: Sequence[Run], held_against: Sequence[Run]) -> str:
     name = f"{gateway.name} ({gateway.about})"
     valid = [run for run in runs if not run.errors]
     if not valid:
@@ -117,7 +135,7 @@ def _row(gateway: Gateway, runs: Sequence[Run], all_runs: Sequence[Run]) -> str:
     cpu = [run.cpu_us for run in valid]
     dropped = f", {len(runs) - len(valid)} invalid" if len(valid) < len(runs) else ""
     # runs of one round lie close together in time, so a drift of the machine falls out of their ratio
-    yardstick = {run.round: run.cpu_us for run in all_runs if run.gateway == YARDSTICK and not run.errors}
+    yardstick = {run.round: run.cpu_us for run in held_against if not run.errors}
     ratios = [run.cpu_us / yardstick[run.round] for run in valid if yardstick.get(run.round)]
     ratio = f"{median(ratios):.2f}" if ratios else "–"
 
@@ -154,6 +172,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=1, help="seconds before each run that do not count (1)")
     parser.add_argument("--only", type=_choices(names), default=names, help=f"gateways: {','.join(names)}")
     parser.add_argument("--loads", type=_choices(kinds), default=kinds, help=f"loads: {','.join(kinds)}")
+    parser.add_argument("--log", action="store_true", help="ours once more with every stream logged, beside without")
     parser.add_argument("--save", action="store_true", help="write all runs to benchmarks/results/DATE.json")
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.seconds < 1 or arguments.warm_up < 1:

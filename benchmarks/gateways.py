@@ -24,6 +24,11 @@ class Gateway:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def logs(self) -> bool:
+        """Whether it has streams that can be come back to."""
+        return self.name.startswith("deltaway")
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1/chat/completions"
 

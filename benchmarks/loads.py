@@ -4,7 +4,7 @@ import http.client
 import json
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks import tools, upstream
@@ -20,6 +20,11 @@ class Load:
     connections: int
     deltas: int
     about: str
+    logged: bool = False
+    """Whether the streams are asked for as such that can be come back to."""
+
+    def with_log(self) -> "Load":
+        return replace(self, name=f"{self.name}+log", about=f"{self.about}; every stream logged", logged=True)
 
 
 LOADS = (
@@ -81,7 +86,7 @@ def _wrk(gateway: Gateway, load: Load, seconds: int) -> dict[str, int]:
     command = [
         *(tools.program("wrk"), "-t1", f"-c{load.connections}", f"-d{seconds}s", "--timeout", "10s"),
         *("-s", str(tools.HERE / "post.lua"), gateway.url),
-        *("--", gateway.prefix + load.model, str(load.streamed).lower(), KEY),
+        *("--", gateway.prefix + load.model, str(load.streamed).lower(), KEY, *(["logged"] if load.logged else [])),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -111,17 +116,22 @@ def _fault(gateway: Gateway, load: Load) -> str:
         "messages": [{"role": "user", "content": "Hello"}],
     }
     headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+    if load.logged:
+        headers["x-deltaway-resumable"] = "true"
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
     try:
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         response = connection.getresponse()
         answer = response.read().decode()
+        named = response.headers["x-deltaway-stream"]
     except (OSError, http.client.HTTPException) as error:
         return repr(error)
     finally:
         connection.close()
     if response.status != 200:
         return f"status {response.status}: {answer[:500]}"
+    if load.logged and (named is None or f"\nid: {named}-{load.deltas}\n" not in answer):
+        return f"its events bear no ids: {answer[:500]}"
     try:
         return _stream_fault(answer, load.deltas) if load.streamed else _whole_fault(answer)
     except (ValueError, LookupError, TypeError) as error:
