@@ -11,6 +11,7 @@ from pathlib import Path as FilePath
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
+import structlog
 from litestar import Litestar, Request, asgi
 from litestar.config.cors import CORSConfig
 from litestar.exceptions import HTTPException
@@ -27,6 +28,10 @@ from router.call import Principal
 from router.catalog import Catalog
 from router.chooser import Chooser
 from router.config import ConfigError, Document, Loaded, Problem, load, parse
+from router.conversations.prompt import Prompts
+from router.conversations.retention import Retention
+from router.conversations.summary import Summariser
+from router.conversations.turns import Turns
 from router.dialects.openai_chat import OpenAIChat
 from router.dispatch import Dispatch
 from router.door import Door
@@ -40,9 +45,11 @@ from router.extension import ExtensionNotFound, UnknownExtension
 from router.generation import Generation, Generations, generation_id
 from router.http.admin_experiments import admin_experiment_routes
 from router.http.admin_health import admin_health_routes
+from router.http.aside import Aside
 from router.http.cache import cache_routes
 from router.http.chat import Chat
 from router.http.config import config_routes
+from router.http.conversations import conversation_routes
 from router.http.ending import Ending
 from router.http.errors import ErrorResponses
 from router.http.experiments import experiment_routes
@@ -69,7 +76,10 @@ from router.reloading import Reloader
 from router.running import Running
 from router.services import Services
 from router.settings import Cors, PluginRow
+from router.store.items import Removed
 from router.store.store import StoreAway
+from router.store.summaries import StoredSummaries
+from router.streams.log import LogAway
 from router.streams.streams import Streams
 from router.telemetry import configure
 from router.upstream import CarrierFactory, make_carrier, tls_context
@@ -317,8 +327,26 @@ def create_app(gateway: Gateway) -> Litestar:
     )
     production = Production(dialect, gateway.running, ending, float(server.shutdown.grace) + LAST_WORDS)
     tokens = StreamTokens(pepper)
-    chat = Chat(dialect, generations, gateway.running, ending, Kept(dialect, streams, production, tokens))
+    counter = behind.tokens if behind.config.ledger.tokenizer else None
+    turns = Turns(behind.store, behind.journal.id, Prompts(counter, Summariser(StoredSummaries(behind.store))))
+    kept = Kept(dialect, streams, production, tokens, turns, Aside(gateway.running, ending))
+    chat = Chat(dialect, generations, gateway.running, ending, kept)
     come_back = StreamEndpoint({dialect.name: dialect}, generations, streams, tokens)
+
+    async def forget(removed: Removed) -> None:
+        """What the logs of streams have of what was removed."""
+        for stream in removed.streams:
+            try:
+                await streams.remove(stream)
+            except LogAway as error:
+                structlog.get_logger("deltaway.streams").error(
+                    "a deleted answer stays in the log until its time is over", stream=stream, reason=str(error)
+                )
+
+    def keep() -> float | None:
+        return generations.current.config.conversations.keep
+
+    retention = Retention(behind.store, keep, forget)
 
     @asgi(CHAT_PATH, copy_scope=False)
     async def chat_completions(scope: Any, receive: Any, send: Any) -> None:
@@ -352,6 +380,7 @@ def create_app(gateway: Gateway) -> Litestar:
             *cache_routes(behind.cache, caller),
             *feedback_routes(behind.store, behind.books, caller, experiments, recorded=recorded),
             *experiment_routes(behind.store, behind.books, behind.states, lambda: generations.current, caller),
+            *conversation_routes(behind.store, caller, forget),
             *key_routes(keyring, door, plugins=lambda: frozenset(generations.current.layer_names)),
             *config_routes(gateway.reloader, door),
             *health_routes(gateway.running, behind.books, generations),
@@ -362,6 +391,8 @@ def create_app(gateway: Gateway) -> Litestar:
             lifespan(behind.opened, generations, gateway.reloader, gateway.running, server.shutdown),
             lambda _: gateway.shadows.lifespan(),
             lambda _: guarding.lifespan(),
+            lambda _: turns.lifespan(),
+            lambda _: retention.lifespan(),
             lambda _: streams.lifespan(),
             lambda _: production.lifespan(),
         ],

@@ -48,7 +48,7 @@ class Services(Struct, frozen=True):
     """The targets that a model's name may lead to. Raises as `Catalog.resolve` does."""
     is_route: Callable[[str], bool]
     course: Callable[[Call], tuple[str, ...]] = _alike
-    """What decides, beside its request, who answers a call, as words: the tags that its route looks at, and the arm that
-    an experiment assigns it to, which is settled with it. Raises as an assignment does."""
+    """What decides, beside its request, who answers a call, as words: the tags that its route looks at, and the arm
+    that an experiment assigns it to, which is settled with it. Raises as an assignment does."""
     cache: CacheStore = NoCache()
     """The answers that are kept. It outlives the configuration."""

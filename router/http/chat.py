@@ -78,7 +78,7 @@ class Chat:
             asked = self._dialect.decode(body)
             call = incoming(self._dialect.name, call_id, trip, asked, head, scope)
             if self._kept.wants(head, asked, call):
-                return await self._kept.begin(generation, call, asked, head, body)
+                return await self._kept.begin(generation, call, asked, head, body, receive)
         except BaseException as raised:
             error = self._ending.reason(call_id, trip, raised)
             if not isinstance(error, ClientGone):

@@ -14,11 +14,13 @@ import structlog
 from msgspec import Struct
 
 from router.call import Call, Trip
+from router.conversations.turns import Turning, Turns
 from router.dialect import Asked, Dialect
-from router.errors import Conflict, InternalError, RouterError, StoreUnavailable
+from router.errors import ClientGone, Conflict, InternalError, InvalidRequest, RouterError, StoreUnavailable
 from router.events import Event
 from router.generation import Generation
-from router.http.delivery import Refused, deliver, gather
+from router.http.aside import Aside
+from router.http.delivery import Refused, deliver, gather, until_left
 from router.http.leaving import on_disconnect, said_of
 from router.http.production import Production, Saving, desertion
 from router.http.reply import Headers, Send, StreamedReply, call_headers, error_headers, send_json
@@ -29,6 +31,8 @@ from router.streams.log import LogAway, StreamHead, stream_id
 from router.streams.streams import Streams, StreamUnknown
 
 STREAMS_PATH: Final = "/v1/streams"
+CONVERSATION: Final = "conv_"
+"""What the id of a kept conversation begins with. Another word in the header only says what belongs together."""
 _BEYOND: Final = 2**53
 """After every block."""
 
@@ -75,11 +79,21 @@ class _Freed:
 
 
 class Kept:
-    def __init__(self, dialect: Dialect, streams: Streams, production: Production, tokens: StreamTokens) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        streams: Streams,
+        production: Production,
+        tokens: StreamTokens,
+        turns: Turns,
+        aside: Aside,
+    ) -> None:
         self._dialect = dialect
         self._streams = streams
         self._production = production
         self._tokens = tokens
+        self._turns = turns
+        self._aside = aside
         self._log = structlog.get_logger("deltaway.streams")
 
     def wants(self, head: Head, asked: Asked, call: Call) -> bool:
@@ -88,19 +102,29 @@ class Kept:
             head.resumable
             or head.respond_async
             or head.idempotency_key is not None
-            or (call.conversation is not None and call.conversation.startswith("conv_"))
+            or asked.conversation is not None
+            or (head.conversation is not None and head.conversation.startswith(CONVERSATION))
         )
 
-    async def begin(self, generation: Generation, call: Call, asked: Asked, head: Head, body: bytes) -> Reading:
+    async def begin(
+        self, generation: Generation, call: Call, asked: Asked, head: Head, body: bytes, receive: Receive
+    ) -> Reading:
         """Begin the call, or find the one that it repeats. Raises whatever refuses it."""
-        owner = await self._owner(generation, call)
+        owner, admin = await self._owner(generation, call)
         stream = stream_id(call.id)
         if head.idempotency_key is not None:
             first = await self._claimed(owner, head.idempotency_key, stream, call, body)
             if first != stream:
                 return await self._repeated(first, asked, head)
         try:
-            return await self._begun(generation, call, asked, head, owner, stream)
+            if asked.conversation is None and not (head.conversation or "").startswith(CONVERSATION):
+                return await self._begun(generation, call, asked, head, owner, stream)
+            turning = await self._turning(generation, call, asked, head, owner, receive, admin=admin)
+            try:
+                return await self._begun(generation, turning.call, asked, head, owner, stream, turning)
+            except BaseException:
+                await self._turns.end(turning)
+                raise
         except BaseException:
             await self._release(owner, head, stream)
             raise
@@ -132,13 +156,45 @@ class Kept:
 
     # -- beginning -------------------------------------------------------------------------------------------------
 
-    async def _owner(self, generation: Generation, call: Call) -> str:
-        """Whose stream it will be. Raises `AuthenticationFailed`."""
+    async def _owner(self, generation: Generation, call: Call) -> tuple[str, bool]:
+        """Whose stream it will be, and whether that is an admin. Raises `AuthenticationFailed`."""
         if generation.authenticator is None:
-            return ""
+            return "", True
         # the plugin will ask again, in its place among the layers
         principal = await generation.authenticator.authenticate(call.credentials)
-        return principal.key
+        return principal.key, principal.admin
+
+    async def _turning(
+        self,
+        generation: Generation,
+        call: Call,
+        asked: Asked,
+        head: Head,
+        owner: str,
+        receive: Receive,
+        *,
+        admin: bool,
+    ) -> Turning:
+        """The call with what was said before, once it is its turn. Raises `ClientGone` too."""
+        if None not in (asked.conversation, head.conversation) and asked.conversation != head.conversation:
+            raise InvalidRequest(
+                "`conversation` in the body and the header `x-deltaway-conversation` name two conversations: leave one "
+                "of them out",
+                param="conversation",
+            )
+        turning: Turning | None = None
+        async with until_left(receive):
+            turning = await self._turns.begin(
+                generation,
+                call,
+                owner,
+                admin=admin,
+                parent=asked.parent,
+                ask=lambda summary: self._aside.answer(generation, summary),
+            )
+        if turning is None:
+            raise ClientGone("the client left while it waited for its turn in the conversation")
+        return turning
 
     async def _claimed(self, owner: str, key: str, stream: str, call: Call, body: bytes) -> str:
         """The stream that the key stands for. Raises `Conflict` if it was used for another request."""
@@ -191,7 +247,14 @@ class Kept:
         return found.head
 
     async def _begun(
-        self, generation: Generation, call: Call, asked: Asked, head: Head, owner: str, stream: str
+        self,
+        generation: Generation,
+        call: Call,
+        asked: Asked,
+        head: Head,
+        owner: str,
+        stream: str,
+        turning: Turning | None = None,
     ) -> Reading:
         trip, saving = call.trip, list[Saving]()
         whole = not asked.request.stream
@@ -208,7 +271,7 @@ class Kept:
             model=call.request.model,
             created_at=trip.created_at,
             whole=whole,
-            conversation=call.conversation,
+            conversation=None if turning is None else turning.conversation,
         )
         stays = head.resumable or head.respond_async or head.idempotency_key is not None
         live: LiveStream
@@ -224,8 +287,12 @@ class Kept:
         live = await self._streams.begin(begun, linger=self._streams.linger if stays else 0.0, deserted=deserted)
         if head.idempotency_key is not None:
             saving.append(_Freed(live, lambda: self._release(owner, head, stream)))
+        if turning is not None:
+            saving.append(self._turns.answer(turning, live))
         self._production.start(generation, call, asked, live, saving)
         headers: Headers = [(b"x-deltaway-stream", stream.encode())]
+        if turning is not None:
+            headers.append((b"x-deltaway-conversation", turning.conversation.encode()))
         if head.respond_async:
             live.watch()
             headers.append((b"x-request-id", call.id.encode()))

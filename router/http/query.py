@@ -35,7 +35,7 @@ FILTERS: Final = {
     "to": "Calls made before then; a date or month that is named is in it.",
 }
 """Parameter → what it says."""
-REPEATED: Final = ("tag",)
+REPEATED: Final = ("tag", "include", "include[]")
 _LONGEST: Final = 512
 _DATE: Final = re.compile(r"([0-9]{4})-([0-9]{2})(?:-([0-9]{2}))?|([0-9]{4})([0-9]{2})([0-9]{2})")
 _SECONDS: Final = re.compile(r"[0-9]{9,11}")
