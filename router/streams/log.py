@@ -16,6 +16,9 @@ from msgspec import Struct
 
 from router.call import Outcome
 
+DEAD: Final = 10.0
+"""Seconds without a sign of life after which a writer is taken for dead."""
+_DAY: Final = 86400.0
 _ID: Final = re.compile(r"strm_[0-9A-HJKMNP-TV-Z]{26}")
 
 
@@ -118,7 +121,7 @@ class StreamLog(Protocol):
     async def append(self, writer: str, batch: Sequence[Appended]) -> Told:
         """Add to streams of `writer`, in one go. An empty batch asks what there is to be told. It is also the sign of
         life of the writer, so it is called every second or so while it has streams. What was added before is passed
-        over, so that a batch may be tried again."""
+        over, the end too, so that a batch may be tried again."""
         ...
 
     async def read(self, stream: str, after: int, limit: int = 256 * 1024) -> Stretch | None:
@@ -141,7 +144,7 @@ class StreamLog(Protocol):
 
     async def claim(self, owner: str, key: str, stream: str, fingerprint: str) -> Claim:
         """What `key` of `owner` stands for: what it was claimed for first, else `stream` from now on. A claim goes
-        with its stream, and one whose stream never began goes after `keep`."""
+        with the blocks of its stream, and one whose stream never began goes after `keep`."""
         ...
 
     async def release(self, owner: str, key: str, stream: str) -> None:
@@ -151,6 +154,11 @@ class StreamLog(Protocol):
     async def remove(self, stream: str) -> None:
         """Delete it with its blocks, and that it ever was there."""
         ...
+
+
+def known_for(keep: float) -> float:
+    """Seconds after its end that it is known that there was a stream."""
+    return keep + max(keep, _DAY)
 
 
 def stream_id(request_id: str) -> str:
