@@ -31,6 +31,7 @@ from router.http.receipts import Caller, CostShown, UsageShown
 from router.http.receipts import shown as receipt_shown
 from router.ids import ulid
 from router.ledger.rows import kept_text
+from router.messages import Assistant
 from router.store import conversations as kept
 from router.store.conversations import ConversationMissing
 from router.store.items import (
@@ -174,7 +175,7 @@ def conversation_routes(store: Store, caller: Caller, forget: Forget) -> list[HT
 
     async def page_of(shown_items: Sequence[Item]) -> list[dict[str, Any]]:
         """The items with what the ledger has of their calls."""
-        ids = {each.call for each in shown_items if each.call is not None}
+        ids = {each.call for each in shown_items if each.call is not None and isinstance(each.message, Assistant)}
         receipts = await receipts_of(store, ids)
         return [_with_turn(each, receipts) for each in shown_items]
 
@@ -548,7 +549,7 @@ def _with_turn(each: Item, receipts: Any) -> dict[str, Any]:
     fields = shown(each)
     if each.call is None:
         return fields
-    receipt = receipts.get(each.call)
+    receipt = receipts.get(each.call) if isinstance(each.message, Assistant) else None
     turn = None
     if receipt is not None:
         told = receipt_shown(receipt)

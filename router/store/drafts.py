@@ -260,7 +260,9 @@ async def _said_before(connection: AsyncConnection, keys: Sequence[_Key]) -> dic
     found = {}
     for some in portions(keys, TOGETHER // 2):
         query = select(one.c.conversation, one.c.id, earlier.c.position, earlier.c.content)
-        query = query.join(earlier, and_(earlier.c.conversation == one.c.conversation, earlier.c.position == place))
+        query = query.select_from(one).join(
+            earlier, and_(earlier.c.conversation == one.c.conversation, earlier.c.position == place)
+        )
         for row in await connection.execute(query.where(tuple_(one.c.conversation, one.c.id).in_(some))):
             found[row.conversation, row.id] = (row.position, row.content)
     return found
