@@ -28,11 +28,12 @@ from router.prices.live_rates import LiveRates
 from router.routing.health_book import HealthBook
 from router.settings import Config, Durability
 from router.state.caches import cache_beside
+from router.state.redis import Redis
 from router.state.shared import State, StateUnavailable, shared_state
+from router.state.stream_logs import stream_log
 from router.store.spending import spent
 from router.store.store import Store, StoreAway
 from router.streams.log import StreamLog
-from router.streams.memory_log import MemoryLog
 from router.tokens import TokenCounter
 
 
@@ -143,5 +144,5 @@ def backing(loaded: Loaded, environ: Mapping[str, str]) -> Backing:
         state.health,
         States(),
         cache_beside(state.link, directory),
-        MemoryLog(float(config.streams.keep), config.streams.limit),
+        stream_log(config.shared, directory, config.streams, state.link if isinstance(state.link, Redis) else None),
     )

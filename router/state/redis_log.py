@@ -14,7 +14,7 @@ import msgspec
 
 from router.call import Outcome
 from router.state.redis import Redis, RedisAway, Script
-from router.streams.log import DEAD, Appended, Claim, LogAway, StreamHead, Stretch, Told, known_for, split_blocks
+from router.streams.log import Appended, Claim, LogAway, StreamHead, Stretch, Told, known_for, split_blocks
 from router.streams.rows import Row, rows_of
 
 _TOGETHER: Final = 256 * 1024
@@ -22,7 +22,8 @@ _TOGETHER: Final = 256 * 1024
 _MICRO: Final = 1_000_000
 
 _COMMON: Final = """
-local DEAD = $DEAD
+-- as in `router.streams.log`
+local DEAD = 10000000
 local keep, known_for, limit = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local SLACK = 120000000
 local RENEWED = 60000000
@@ -140,7 +141,7 @@ local function put(found, first, entries)
     redis.call('XDEL', blocks, oldest[1])
   end
 end
-""".replace("$DEAD", str(int(DEAD * _MICRO)))
+"""
 """ARGV: time, keep and how long it is known in microseconds, limit.
 
 `stream:<id>` is a hash: head, writer, number of the last block, bytes kept, how it ended and since when it is over.

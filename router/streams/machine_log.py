@@ -89,7 +89,8 @@ class _Known(Struct):
     expired: int
 
 
-_COLUMNS: Final = ", ".join(_Known.__struct_fields__)
+_COLUMNS: Final = "n, id, writer, head, begins, last, size, ended, over, read_at, stopped, expired"
+"""As `_Known` has them."""
 
 
 class MachineLog:
