@@ -48,9 +48,12 @@ async def check_every_split(uncut: bytes, resume: Resume) -> int:
     A reader forgets an event that has not come whole, so all splits within one event come back to the same place.
     """
     assert uncut.endswith(b"\n\n")
-    wanted, rests = without_comments(uncut), dict[str | None, bytes]()
+    wanted, rests, whole = without_comments(uncut), dict[str | None, bytes](), b"never"
     for place in range(len(uncut) + 1):
-        whole = uncut[: uncut.rfind(b"\n\n", 0, place) + 2] if b"\n\n" in uncut[:place] else b""
+        end = uncut.rfind(b"\n\n", 0, place)
+        # all that a reader has of what it was sent, and as long as that is the same, so is the rest
+        if whole == (whole := uncut[: end + 2] if end >= 0 else b""):
+            continue
         ids = _ID.findall(whole)
         last = ids[-1].decode() if ids else None
         if last not in rests:
