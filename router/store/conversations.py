@@ -211,8 +211,8 @@ async def _removed(store: Store, connection: AsyncConnection, calls: dict[str, s
     addresses: set[str] = set()
     for some in portions(list(calls)):
         mine = _of.conversation.in_(some)
-        rows = await connection.execute(select(_of.conversation, _of.stream, _of.content).where(mine))
-        for row in rows:
+        rows = select(_of.conversation, _of.stream, _of.content).where(mine).order_by(_of.conversation, _of.position)
+        for row in await connection.execute(rows):
             streams[row.conversation].append(row.stream)
             if row.content is not None:
                 addresses.add(row.content)

@@ -2,11 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec import structs
 from sqlalchemy import event, func, select, text
 
 from router.conversation import ContextRules, Item, Turn
@@ -18,7 +16,6 @@ from router.store.store import Store, StoreAway
 from router.store.summaries import StoredSummaries
 from router.store.tables import contents, conversation_items, summaries, turns
 from support.kept import conversation, draft, said
-from support.stores import BACKENDS, Backend, opened_store, store_url
 
 MESSAGES: tuple[Message, ...] = (
     System("Be kind.", role="developer"),
@@ -28,6 +25,11 @@ MESSAGES: tuple[Message, ...] = (
     ToolResult("call_1", "👋 found", is_error=True),
     Assistant("", refusal="no"),
 )
+
+
+@pytest.fixture
+def store(quick_store: Store) -> Store:
+    return quick_store
 
 
 async def rows_in(store: Store, table: Any) -> int:
@@ -447,35 +449,35 @@ async def test_an_answer_that_ended_before_it_was_first_saved_is_one_content(sto
     assert found[2].parent == found[1].content
 
 
-@pytest.mark.parametrize(
-    ("there", "late", "expected"),
-    [
-        (("in_progress", 5), ("in_progress", 4), False),
-        (("in_progress", 5), ("in_progress", 6), True),
-        (("in_progress", 5), ("completed", 5), True),
-        (("in_progress", 5), ("completed", 4), False),
-        (("completed", 5), ("in_progress", 9), False),
-        (("completed", 5), ("incomplete", 9), False),
-        (("completed", 5), ("completed", 5), False),
-        (("incomplete", 5), ("in_progress", 5), False),
-        (("incomplete", 5), ("completed", 5), True),
-        (("incomplete", 5), ("in_progress", 6), True),
-    ],
-)
-async def test_a_late_draft_changes_nothing(
-    store: Store, there: tuple[Any, int], late: tuple[Any, int], expected: bool
-) -> None:
+LATE: list[tuple[tuple[Any, int], tuple[Any, int], bool]] = [
+    (("in_progress", 5), ("in_progress", 4), False),
+    (("in_progress", 5), ("in_progress", 6), True),
+    (("in_progress", 5), ("completed", 5), True),
+    (("in_progress", 5), ("completed", 4), False),
+    (("completed", 5), ("in_progress", 9), False),
+    (("completed", 5), ("incomplete", 9), False),
+    (("completed", 5), ("completed", 5), False),
+    (("incomplete", 5), ("in_progress", 5), False),
+    (("incomplete", 5), ("completed", 5), True),
+    (("incomplete", 5), ("in_progress", 6), True),
+]
+"""What is there, what comes, and whether it is taken."""
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "at once"])
+async def test_a_late_draft_changes_nothing(store: Store, together: bool) -> None:
     await filled(store, 0)
-    first, second = draft("m", "first", *there), draft("m", "second", *late)
-    await kept.save(store, [first])
-    await kept.save(store, [second])
-    last = ("second", late[0]) if expected else ("first", there[0])
-    assert await shown(store) == [("m", *last)]
+    firsts = [draft(f"m{n}", f"first {n}", *there) for n, (there, _, _) in enumerate(LATE)]
+    lasts = [draft(f"m{n}", f"last {n}", *late) for n, (_, late, _) in enumerate(LATE)]
+    for drafts in [[*firsts, *lasts]] if together else [firsts, lasts]:
+        await kept.save(store, drafts)
+    expected = [
+        (f"m{n}", f"last {n}", late[0]) if taken else (f"m{n}", f"first {n}", there[0])
+        for n, (there, late, taken) in enumerate(LATE)
+    ]
+    assert await shown(store) == expected
     # nothing is left of what was replaced
-    assert await rows_in(store, contents) == (last[1] != "in_progress")
-    # in one go it is the same
-    await kept.save(store, [structs.replace(first, id="n"), structs.replace(second, id="n")])
-    assert (await shown(store))[1] == ("n", *last)
+    assert await rows_in(store, contents) == sum(status != "in_progress" for _, _, status in expected)
 
 
 async def test_answers_in_many_conversations_are_saved_in_few_statements(store: Store) -> None:
@@ -657,11 +659,8 @@ CALLS: list[Callable[[Store], Awaitable[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-async def test_a_store_that_is_away_says_so(backend: Backend, tmp_path: Path) -> None:
-    async with store_url(backend, tmp_path, migrated=True) as url:
-        async with opened_store(url) as store:
-            pass
-        for call in CALLS:
-            with pytest.raises(StoreAway):
-                await call(store)
+async def test_a_store_that_is_away_says_so(store: Store) -> None:
+    await store.close()
+    for call in CALLS:
+        with pytest.raises(StoreAway):
+            await call(store)
