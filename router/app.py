@@ -28,6 +28,7 @@ from router.call import Principal
 from router.catalog import Catalog
 from router.chooser import Chooser
 from router.config import ConfigError, Document, Loaded, Problem, load, parse
+from router.conversations.completions import KeptCompletions
 from router.conversations.prompt import Prompts
 from router.conversations.retention import Retention
 from router.conversations.summary import Summariser
@@ -48,6 +49,8 @@ from router.http.admin_health import admin_health_routes
 from router.http.aside import Aside
 from router.http.cache import cache_routes
 from router.http.chat import Chat
+from router.http.completions import METHODS as COMPLETIONS
+from router.http.completions import CompletionList, completion_routes
 from router.http.config import config_routes
 from router.http.conversations import conversation_routes
 from router.http.ending import Ending
@@ -329,8 +332,10 @@ def create_app(gateway: Gateway) -> Litestar:
     tokens = StreamTokens(pepper)
     counter = behind.tokens if behind.config.ledger.tokenizer else None
     turns = Turns(behind.store, behind.journal.id, Prompts(counter, Summariser(StoredSummaries(behind.store))))
-    kept = Kept(dialect, streams, production, tokens, turns, Aside(gateway.running, ending))
-    chat = Chat(dialect, generations, gateway.running, ending, kept)
+    kept = Kept(
+        dialect, streams, production, tokens, turns, Aside(gateway.running, ending), KeptCompletions(behind.store)
+    )
+    chat = Chat(dialect, generations, gateway.running, ending, kept, COMPLETIONS)
     come_back = StreamEndpoint({dialect.name: dialect}, generations, streams, tokens)
 
     async def forget(removed: Removed) -> None:
@@ -350,7 +355,10 @@ def create_app(gateway: Gateway) -> Litestar:
 
     @asgi(CHAT_PATH, copy_scope=False)
     async def chat_completions(scope: Any, receive: Any, send: Any) -> None:
-        await chat.handle(scope, receive, send)
+        if scope["method"] == "GET":
+            await completion_list.handle(scope, receive, send)
+        else:
+            await chat.handle(scope, receive, send)
 
     @asgi(STREAMS_PATH, is_mount=True, copy_scope=False)
     async def come_back_to_streams(scope: Any, receive: Any, send: Any) -> None:
@@ -360,6 +368,8 @@ def create_app(gateway: Gateway) -> Litestar:
         """Who asks; None where no key is needed."""
         authenticator = generations.current.authenticator
         return None if authenticator is None else await authenticator.authenticate(read_head(request.scope).credentials)
+
+    completion_list = CompletionList(behind.store, caller)
 
     def priced() -> tuple[PriceBookPricing, str]:
         generation = generations.current
@@ -381,6 +391,7 @@ def create_app(gateway: Gateway) -> Litestar:
             *feedback_routes(behind.store, behind.books, caller, experiments, recorded=recorded),
             *experiment_routes(behind.store, behind.books, behind.states, lambda: generations.current, caller),
             *conversation_routes(behind.store, caller, forget),
+            *completion_routes(behind.store, caller),
             *key_routes(keyring, door, plugins=lambda: frozenset(generations.current.layer_names)),
             *config_routes(gateway.reloader, door),
             *health_routes(gateway.running, behind.books, generations),

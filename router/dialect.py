@@ -20,6 +20,8 @@ class Asked(Struct, frozen=True):
     """The id of the kept conversation that it is a turn of."""
     parent: str | None = None
     """The item of that conversation which the messages are to follow; None: whichever is its last."""
+    store: bool = False
+    """Whether the gateway shall keep the request and its answer, which then bears an id of the gateway's own."""
 
 
 class StreamEncoder(Protocol):

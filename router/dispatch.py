@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -26,6 +26,9 @@ from router.route import Retry
 from router.routing.retrying import RetryBudget, remedy
 from router.splice import Splice
 from router.trials import Budgets, Trials
+
+_OURS: Final = "store"
+"""A field that the gateway does itself what it asks for: nothing is lost with a vendor that does not know it."""
 
 
 class Entered(Protocol):
@@ -105,7 +108,7 @@ class Dispatch:
             trip.first_delta = opened.attempt.first_delta
             while True:
                 trip.answering = opened.attempt
-                trip.dropped = opened.sent.dropped
+                trip.dropped = _not_taken(opened.sent.dropped)
                 ended: RouterError | None = None
                 complete = False
                 failure: BaseException | None = None
@@ -217,3 +220,8 @@ def _may_go_on(error: ProviderError) -> bool:
 
 def _streamed(request: ChatRequest) -> ChatRequest:
     return request if request.stream else msgspec.structs.replace(request, stream=True)
+
+
+def _not_taken(dropped: tuple[str, ...]) -> tuple[str, ...]:
+    """What the client asked for and does not get."""
+    return tuple(name for name in dropped if name != _OURS) if _OURS in dropped else dropped

@@ -10,6 +10,7 @@ from router.dialects.openai_chat_request import RequestDecoder
 from router.dialects.openai_chat_stream import HEARTBEAT, StreamEncoder, failure
 from router.errors import RouterError
 from router.fold import Answer
+from router.ids import made_at
 from router.messages import ChatRequest, FunctionTool
 
 NAME: Final = "openai.chat"
@@ -45,9 +46,11 @@ class OpenAIChat:
         return Form(
             id="chatcmpl-" + request_id.removeprefix("req_"),
             model=asked.request.model,
-            created=int(self._clock()),
+            # what is kept says the same as what was sent
+            created=made_at(request_id) // 1000 if asked.store else int(self._clock()),
             include_usage=asked.include_usage,
             deprecated=_deprecated(asked.request),
+            own_id=asked.store,
         )
 
 

@@ -90,12 +90,18 @@ class Form(Struct, frozen=True):
     include_usage: bool = False
     deprecated: bool = False
     """Whether a choice's first call takes the old `function_call` form."""
+    own_id: bool = False
+    """Whether `id` stands whatever the vendor says: it is kept under it, and two vendors may say the same."""
+
+    def named(self, vendors: str) -> str:
+        """The id of the answer."""
+        return self.id if self.own_id else vendors or self.id
 
 
 def whole(answer: Answer, form: Form) -> bytes:
     """A `chat.completion` object."""
     fields: Json = {
-        "id": answer.id or form.id,
+        "id": form.named(answer.id),
         "object": "chat.completion",
         "created": answer.created or form.created,
         "model": answer.model or form.model,

@@ -207,6 +207,7 @@ def _asked(asked: wire.ChatCompletionRequest) -> Asked:
         include_usage,
         conversation,
         parent,
+        asked.store is True,
     )
 
 

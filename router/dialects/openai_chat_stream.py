@@ -153,7 +153,7 @@ class StreamEncoder:
 
     def _started(self, event: Started) -> bytes:
         self._fields = {
-            "id": event.id or self._form.id,
+            "id": self._form.named(event.id),
             "object": "chat.completion.chunk",
             "created": event.created or self._form.created,
             "model": event.model or self._form.model,

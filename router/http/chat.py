@@ -35,13 +35,21 @@ class Chat:
     """`POST /v1/chat/completions`, or the like of another dialect."""
 
     def __init__(
-        self, dialect: Dialect, generations: Generations, running: Running, ending: Ending, kept: Kept
+        self,
+        dialect: Dialect,
+        generations: Generations,
+        running: Running,
+        ending: Ending,
+        kept: Kept,
+        methods: str = "POST",
     ) -> None:
+        """`methods`: what its path takes, here and elsewhere."""
         self._dialect = dialect
         self._generations = generations
         self._running = running
         self._ending = ending
         self._kept = kept
+        self._methods = methods
         self._log = structlog.get_logger("deltaway.chat")
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +75,7 @@ class Chat:
         """Answer the request, or begin a stream and give how it is read."""
         try:
             if scope["method"] != "POST":
-                raise MethodNotAllowed(f"`{scope['path']}` takes POST, not {scope['method']}")
+                raise MethodNotAllowed(f"`{scope['path']}` takes {self._methods}, not {scope['method']}")
             if self._running.stopping is not None:
                 raise self._running.stopping
             head = read_head(scope)
@@ -152,7 +160,7 @@ class Chat:
     async def _refuse(self, send: Send, call_id: str, trip: Trip, error: RouterError) -> None:
         headers = [*call_headers(call_id, trip), *error_headers(error)]
         if isinstance(error, MethodNotAllowed):
-            headers.append((b"allow", b"POST"))
+            headers.append((b"allow", self._methods.encode()))
         await send_json(send, error.status, self._dialect.error(error, call_id), headers)
 
 

@@ -26,6 +26,7 @@ from router.conversations.pieces import prefix_of
 from router.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable
 from router.http.described import CURSOR, described
 from router.http.json_body import json_body
+from router.http.metadata import LONGEST_NAME, checked_metadata
 from router.http.query import Query
 from router.http.receipts import Caller, CostShown, UsageShown
 from router.http.receipts import shown as receipt_shown
@@ -54,9 +55,6 @@ from router.store.turns import turns
 
 Forget: TypeAlias = Callable[[Removed], Awaitable[None]]
 """What else is kept of what was removed is removed too, and a call that writes in it is stopped. Never raises."""
-MOST_PAIRS: Final = 16
-LONGEST_NAME: Final = 64
-LONGEST_VALUE: Final = 512
 _CONVERSATION: Final = re.compile(r"conv_[0-9A-HJKMNP-TV-Z]{26}")
 _ITEM: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IGNORED: Final = ("include", "include[]")
@@ -191,7 +189,7 @@ def conversation_routes(store: Store, caller: Caller, forget: Forget) -> list[HT
     async def create_conversation(request: Request[Any, Any, Any]) -> ConversationShown:
         principal = await caller(request)
         body = await json_body(request, NewConversation)
-        metadata, new = _metadata(body.metadata), _new_items(body.items or [])
+        metadata, new = checked_metadata(body.metadata), _new_items(body.items or [])
         now = _now()
         conversation = Conversation(
             id=conversation_id(ulid()),
@@ -237,7 +235,7 @@ def conversation_routes(store: Store, caller: Caller, forget: Forget) -> list[HT
     async def update_conversation(request: Request[Any, Any, Any], conversation: FromPath[str]) -> ConversationShown:
         known = await found(request, conversation)
         body = await json_body(request, ChangedConversation)
-        metadata = known.metadata if body.metadata is UNSET else _metadata(body.metadata)
+        metadata = known.metadata if body.metadata is UNSET else checked_metadata(body.metadata)
         with _store():
             changed = await kept.change(
                 store, known.id, owner=known.owner, metadata=metadata, at=_now(), context=body.context
@@ -273,7 +271,7 @@ def conversation_routes(store: Store, caller: Caller, forget: Forget) -> list[HT
         new = Conversation(
             id=conversation_id(ulid()),
             owner=known.owner,
-            metadata=_metadata(body.metadata),
+            metadata=checked_metadata(body.metadata),
             created_at=now,
             updated_at=now,
             forked_from=known.id,
@@ -492,22 +490,6 @@ def _store() -> Iterator[None]:
         structlog.get_logger("deltaway.store").error("conversations cannot be read or written", reason=str(error))
         words = "conversations cannot be read or written now; try again later"
         raise StoreUnavailable(words, retry_after=5.0) from error
-
-
-def _metadata(metadata: dict[str, str] | None) -> dict[str, str]:
-    """Raises `InvalidRequest`."""
-    if metadata is None:
-        return {}
-    if len(metadata) > MOST_PAIRS:
-        raise InvalidRequest(f"`metadata` may have {MOST_PAIRS} pairs at most", param="metadata")
-    for name, value in metadata.items():
-        if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-            words = f"`metadata`: a name must be 1 to {LONGEST_NAME} printable characters"
-            raise InvalidRequest(words, param="metadata")
-        if len(value) > LONGEST_VALUE or "\0" in value:
-            words = f"`metadata.{name}` may have {LONGEST_VALUE} characters at most, and none of them may be NUL"
-            raise InvalidRequest(words, param=f"metadata.{name}")
-    return metadata
 
 
 def _new_items(fields: Sequence[dict[str, Any]]) -> list[NewItem]:

@@ -1,8 +1,8 @@
 """Answers that outlive their connection: begun here, read here and at `/v1/streams`.
 
 A call whose stream can be come back to, that is answered elsewhere (`Prefer: respond-async`), that may be repeated
-(`Idempotency-Key`), or that is a turn of a kept conversation, is made in a task of its own and writes to a stream;
-whoever asked reads that stream like anybody else.
+(`Idempotency-Key`), that is a turn of a kept conversation, or is kept by itself (`store`), is made in a task of its own
+and writes to a stream; whoever asked reads that stream like anybody else.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import structlog
 from msgspec import Struct
 
 from router.call import Call, Trip
+from router.conversations.completions import KeptCompletions
 from router.conversations.turns import Turning, Turns
 from router.dialect import Asked, Dialect
 from router.errors import ClientGone, Conflict, InternalError, InvalidRequest, RouterError, StoreUnavailable
@@ -22,6 +23,7 @@ from router.generation import Generation
 from router.http.aside import Aside
 from router.http.delivery import Refused, deliver, gather, until_left
 from router.http.leaving import on_disconnect, said_of
+from router.http.metadata import checked_metadata
 from router.http.production import Production, Saving, desertion
 from router.http.reply import Headers, Send, StreamedReply, call_headers, error_headers, send_json
 from router.http.request import Head, Receive
@@ -87,6 +89,7 @@ class Kept:
         tokens: StreamTokens,
         turns: Turns,
         aside: Aside,
+        completions: KeptCompletions,
     ) -> None:
         self._dialect = dialect
         self._streams = streams
@@ -94,6 +97,7 @@ class Kept:
         self._tokens = tokens
         self._turns = turns
         self._aside = aside
+        self._completions = completions
         self._log = structlog.get_logger("deltaway.streams")
 
     def wants(self, head: Head, asked: Asked, call: Call) -> bool:
@@ -102,6 +106,7 @@ class Kept:
             head.resumable
             or head.respond_async
             or head.idempotency_key is not None
+            or asked.store
             or asked.conversation is not None
             or (head.conversation is not None and head.conversation.startswith(CONVERSATION))
         )
@@ -111,6 +116,8 @@ class Kept:
     ) -> Reading:
         """Begin the call, or find the one that it repeats. Raises whatever refuses it."""
         owner, admin = await self._owner(generation, call)
+        if asked.store:
+            checked_metadata(asked.request.metadata)
         stream = stream_id(call.id)
         if head.idempotency_key is not None:
             first = await self._claimed(owner, head.idempotency_key, stream, call, body)
@@ -118,10 +125,10 @@ class Kept:
                 return await self._repeated(first, asked, head)
         try:
             if asked.conversation is None and not (head.conversation or "").startswith(CONVERSATION):
-                return await self._begun(generation, call, asked, head, owner, stream)
+                return await self._begun(generation, call, asked, head, body, owner, stream)
             turning = await self._turning(generation, call, asked, head, owner, receive, admin=admin)
             try:
-                return await self._begun(generation, turning.call, asked, head, owner, stream, turning)
+                return await self._begun(generation, turning.call, asked, head, body, owner, stream, turning)
             except BaseException:
                 await self._turns.end(turning)
                 raise
@@ -252,6 +259,7 @@ class Kept:
         call: Call,
         asked: Asked,
         head: Head,
+        body: bytes,
         owner: str,
         stream: str,
         turning: Turning | None = None,
@@ -289,6 +297,10 @@ class Kept:
             saving.append(_Freed(live, lambda: self._release(owner, head, stream)))
         if turning is not None:
             saving.append(self._turns.answer(turning, live))
+        if asked.store:
+            saving.append(
+                self._completions.saving(call, owner, body, lambda answer: self._dialect.whole(asked, answer, call.id))
+            )
         self._production.start(generation, call, asked, live, saving)
         headers: Headers = [(b"x-deltaway-stream", stream.encode())]
         if turning is not None:

@@ -13,6 +13,14 @@ from msgspec import Struct
 from router.wire.unknown import Unknown
 
 _REF = "#/components/schemas/{name}"
+_TEXT: dict[str, Any] = {"type": "string"}
+_KEPT: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("limit", "How many.", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}),
+    ("after", "The id that the page before ended with.", _TEXT),
+    ("order", "By the time they were made.", {**_TEXT, "enum": ["asc", "desc"], "default": "asc"}),
+    ("model", "Those that were asked for by this name.", _TEXT),
+    ("metadata[name]", "Those with this pair; of several, those with all.", _TEXT),
+)
 
 
 class ErrorBody(Struct):
@@ -106,7 +114,25 @@ def _chat_path(body: dict[str, Any], error: dict[str, Any]) -> dict[str, Any]:
                 "503": failed("The provider is not available."),
                 "504": failed("The vendor was too slow."),
             },
-        }
+        },
+        "get": {
+            "tags": ["chat"],
+            "summary": "List kept completions, the oldest first",
+            "operationId": "ListChatCompletions",
+            "parameters": [
+                {"name": name, "in": "query", "required": False, "description": words, "schema": schema}
+                for name, words, schema in _KEPT
+            ],
+            "responses": {
+                "200": {
+                    "description": "A page of those that were asked for with `store: true`.",
+                    "content": {"application/json": {"schema": {"type": "object"}}},
+                },
+                "400": failed("A parameter is wrong; `param` names it."),
+                "401": failed("No key, or a wrong one."),
+                "503": failed("The store is away."),
+            },
+        },
     }
 
 
