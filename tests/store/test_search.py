@@ -1,6 +1,5 @@
 """Full-text search over what was said: both databases find the same, whatever is looked for."""
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from router.messages import Text as TextPart
 from router.store import conversations as kept
 from router.store.store import Store
 from router.store.words import has, searchable, snippet, wanted
-from support.kept import conversation, draft, said
+from support.kept import conversation, draft, on_disk, said
 
 
 @pytest.fixture
@@ -282,20 +281,6 @@ async def test_the_index_is_used(store: Store) -> None:
 
 
 # -- deletion that deletes ---------------------------------------------------------------------------------------------
-
-
-def on_disk(store: Store) -> bytes:
-    """The file and its log, after all of the log was brought into the file."""
-    file = store._url.file
-    assert file is not None
-    with sqlite3.connect(file) as connection:
-        assert connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0] == 0
-    connection.close()
-    contents = b""
-    for end in ("", "-wal"):
-        with open(file + end, "rb") as opened:
-            contents += opened.read()
-    return contents
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["the conversation", "its items"])
