@@ -117,7 +117,8 @@ async def run(kind: Kind, folder: Path, streams: int, seconds: float) -> Result:
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n{head}"
             f"content-length: {len(body)}\r\n\r\n{body}"
         ).encode()
-        for stream in await opened(port, request, WARM_UP):
+        warming = await opened(port, request, WARM_UP)
+        for stream in warming:
             stream.transport.abort()
         await asyncio.sleep(SETTLE)
         loop = asyncio.get_running_loop()
@@ -138,6 +139,9 @@ async def run(kind: Kind, folder: Path, streams: int, seconds: float) -> Result:
         finally:
             for stream in found:
                 stream.transport.abort()
+            if kind.shared.startswith("redis:"):
+                process.stop()
+                await forget(kind.shared, {stream.stream for stream in (*warming, *found)})
         each = (after - before) * 1000 / streams
         return Result(kind.name, streams, took, before, after, each, cpu, beats, stayed)
 
@@ -156,6 +160,18 @@ async def opened(port: int, request: bytes, count: int) -> list[Stream]:
         async with asyncio.timeout(30):
             await asyncio.gather(*(stream.begun for stream in found[begin:]))
     return found
+
+
+async def forget(url: str, streams: set[str | None]) -> None:
+    """Remove what they have left in Redis."""
+    from redis.asyncio import Redis
+
+    named = re.compile(rb"strm_\w{26}")
+    async with Redis.from_url(url) as redis:
+        left = [key async for key in redis.scan_iter("*strm_*", count=5000)]
+        ours = [key for key in left if (found := named.search(key)) and found[0].decode() in streams]
+        for begin in range(0, len(ours), 1000):
+            await redis.delete(*ours[begin : begin + 1000])
 
 
 async def come_back(port: int, streams: list[Stream]) -> None:
