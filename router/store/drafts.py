@@ -9,8 +9,9 @@ held up changes nothing.
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
+import msgspec
 from msgspec import Struct
-from sqlalchemy import BigInteger, and_, bindparam, func, insert, or_, select, tuple_, update
+from sqlalchemy import BigInteger, ColumnElement, and_, bindparam, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from router.conversation import Draft, ItemStatus
@@ -118,7 +119,7 @@ async def _save(store: Store, connection: AsyncConnection, drafts: Sequence[Draf
         key = (draft.conversation, draft.id)
         if draft.conversation in heads and (key not in newest or _wins(draft, newest[key].status, newest[key].seq)):
             newest[key] = draft
-    there = await _there(connection, list(newest))
+    there = await _there(store, connection, list(newest))
     added: list[dict[str, Any]] = []
     changed: dict[_Key, Draft] = {}
     for key, draft in newest.items():
@@ -185,11 +186,11 @@ async def _heads(connection: AsyncConnection, wanted: Iterable[str]) -> dict[str
     return heads
 
 
-async def _there(connection: AsyncConnection, keys: Sequence[_Key]) -> dict[_Key, _There]:
+async def _there(store: Store, connection: AsyncConnection, keys: Sequence[_Key]) -> dict[_Key, _There]:
     found = {}
     for some in portions(keys, TOGETHER // 2):
         query = select(_of.conversation, _of.id, _of.position, _of.status, _of.seq, _of.content)
-        for row in await connection.execute(query.where(tuple_(_of.conversation, _of.id).in_(some))):
+        for row in await connection.execute(query.where(_one_of(store, _of.conversation, _of.id, some))):
             found[row.conversation, row.id] = _There(row.position, row.status, row.seq, row.content)
     return found
 
@@ -206,7 +207,7 @@ async def _write(
         (key for key, draft in changed.items() if draft.status != "in_progress"),
         key=lambda key: (key[0], there[key].position),
     )
-    said_before = await _said_before(connection, final)
+    said_before = await _said_before(store, connection, final)
     contents: list[NewContent] = []
     addresses: dict[_Key, str] = {}
     ended: dict[str, tuple[int, str]] = {}
@@ -247,7 +248,7 @@ async def _write(
         await drop(store, connection, replaced)
 
 
-async def _said_before(connection: AsyncConnection, keys: Sequence[_Key]) -> dict[_Key, tuple[int, str]]:
+async def _said_before(store: Store, connection: AsyncConnection, keys: Sequence[_Key]) -> dict[_Key, tuple[int, str]]:
     """Position and address of what was said last before each item, as far as there is something."""
     one, earlier, said = (conversation_items.alias(name) for name in ("one", "earlier", "said"))
     place = (
@@ -263,6 +264,17 @@ async def _said_before(connection: AsyncConnection, keys: Sequence[_Key]) -> dic
         query = query.select_from(one).join(
             earlier, and_(earlier.c.conversation == one.c.conversation, earlier.c.position == place)
         )
-        for row in await connection.execute(query.where(tuple_(one.c.conversation, one.c.id).in_(some))):
+        for row in await connection.execute(query.where(_one_of(store, one.c.conversation, one.c.id, some))):
             found[row.conversation, row.id] = (row.position, row.content)
     return found
+
+
+def _one_of(
+    store: Store, conversation: ColumnElement[str], item: ColumnElement[str], keys: Sequence[_Key]
+) -> ColumnElement[bool]:
+    these = tuple_(conversation, item)
+    if store.dialect == "postgresql":
+        return these.in_(keys)
+    # SQLite reads all of the table to look for pairs that are written into the statement, but not for a query's
+    pair = func.json_each(msgspec.json.encode(keys).decode()).table_valued("value").c.value
+    return these.in_(select(func.json_extract(pair, "$[0]"), func.json_extract(pair, "$[1]")))

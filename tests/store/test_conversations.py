@@ -602,6 +602,44 @@ async def test_the_first_middle_and_last_page_of_ten_thousand_items_read_as_much
     assert max(costs) < 2000, costs
 
 
+async def test_no_table_is_read_from_its_beginning(store: Store) -> None:
+    if store.dialect == "postgresql":
+        # what it does with tables as small as these says nothing
+        return
+    statements = counted(store)
+    await filled(store, 3)
+    await kept.add(store, "conv_a", [said("x", "x")], at=1, parent="msg_2")
+    await kept.take(store, "conv_a", call="req_1", writer="w", at=1, until=5)
+    await kept.renew(store, ["req_1"], 5)
+    await kept.save(store, [draft("m", "x"), draft("n", "x")], renew_until=5)
+    await kept.save(store, [draft("m", "y", "incomplete", 2)])
+    await kept.save(store, [draft("m", "y", "completed", 2)])
+    await kept.settle_abandoned(store, at=99)
+    await kept.history(store, "conv_a")
+    await kept.items(store, "conv_a", before="msg_2", limit=2, order="desc")
+    await kept.listed(store, owner="key_1")
+    await kept.search(store, owner="key_1", words="x y")
+    await kept.fork(store, "conv_a", owner="key_1", new=conversation("b"), upto="m")
+    await kept.keep_summary(store, summary("req_1"))
+    await kept.record_turn(store, turn("req_1", summary="x"))
+    await kept.remove_item(store, "conv_a", "m")
+    await kept.expired(store, before=1)
+    await kept.remove(store, "conv_a", owner=None)
+    seen = 0
+    async with store.reading() as connection:
+        for statement, parameters in list(statements):
+            if statement.split()[0] in ("SELECT", "UPDATE", "DELETE"):
+                one = parameters[0] if isinstance(parameters, list) else parameters
+                plan = (await connection.exec_driver_sql("EXPLAIN QUERY PLAN " + statement, one)).all()
+                read = [row[-1] for row in plan if row[-1].startswith("SCAN") and "VIRTUAL TABLE" not in row[-1]]
+                # an index of few rows may be read from its beginning, and what is no table
+                small = ("_drafts", "CONSTANT ROW", "SCAN page")
+                read = [each for each in read if not any(name in each for name in small)]
+                assert read == [], statement
+                seen += 1
+    assert seen > 30
+
+
 async def analyzed(store: Store) -> None:
     async with store.writing() as connection:
         await connection.execute(text("ANALYZE"))
