@@ -36,6 +36,8 @@ class MemoryLog:
         self._streams: dict[str, _Kept] = {}
         self._open: dict[str, dict[str, _Kept]] = {}
         """By writer."""
+        self._touched: dict[str, dict[str, _Kept]] = {}
+        """Of the open ones those that were read, or are to be stopped."""
         self._seen: dict[str, float] = {}
         """The last sign of life of writers."""
         self._over: list[tuple[float, int, _Kept]] = []
@@ -71,8 +73,9 @@ class MemoryLog:
                     lost.add(appended.id)
             else:
                 self._append(kept, appended)
-        mine = self._open.get(writer, {})
         self._seen[writer] = self._clock()
+        # idle streams, of which there may be thousands, are not looked at
+        mine = self._touched.get(writer, {})
         return Told(
             frozenset(name for name, kept in mine.items() if kept.stopped),
             {name: kept.read_at for name, kept in mine.items() if kept.read_at},
@@ -85,6 +88,7 @@ class MemoryLog:
         if kept is None:
             return None
         kept.read_at = int(self._clock() * 1000)
+        self._touch(kept)
         first = min(max(after + 1, kept.begins), kept.last + 1)
         blocks: list[bytes] = []
         size = 0
@@ -110,6 +114,7 @@ class MemoryLog:
         kept = self._streams.get(stream)
         if kept is not None and kept.over is None:
             kept.stopped = True
+            self._touch(kept)
 
     async def claim(self, owner: str, key: str, stream: str, fingerprint: str) -> Claim:
         self._expire()
@@ -129,9 +134,17 @@ class MemoryLog:
     async def remove(self, stream: str) -> None:
         kept = self._streams.pop(stream, None)
         if kept is not None:
-            self._open.get(kept.head.writer, {}).pop(stream, None)
+            self._close(kept)
             kept.blocks.clear()
         self._unclaim_all(stream)
+
+    def _touch(self, kept: _Kept) -> None:
+        if kept.over is None:
+            self._touched.setdefault(kept.head.writer, {})[kept.head.id] = kept
+
+    def _close(self, kept: _Kept) -> None:
+        for streams in (self._open, self._touched):
+            streams.get(kept.head.writer, {}).pop(kept.head.id, None)
 
     def _append(self, kept: _Kept, appended: Appended) -> None:
         if appended.first > kept.last + 1:
@@ -152,7 +165,7 @@ class MemoryLog:
 
     def _end(self, kept: _Kept, ended: Outcome | None, over: float) -> None:
         kept.ended, kept.over = ended, over
-        self._open.get(kept.head.writer, {}).pop(kept.head.id, None)
+        self._close(kept)
         self._number += 1
         heapq.heappush(self._over, (over, self._number, kept))
 
@@ -166,6 +179,7 @@ class MemoryLog:
         for writer in [each for each in self._seen if now - self._seen[each] >= max(self.keep, DEAD)]:
             # nobody has ended its streams for it
             seen = self._seen.pop(writer)
+            self._touched.pop(writer, None)
             for kept in list(self._open.pop(writer, {}).values()):
                 self._end(kept, None, seen)
         while self._over and now - self._over[0][0] >= self.keep:
