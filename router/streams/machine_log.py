@@ -52,6 +52,8 @@ _TABLES: Final = (
     )
     """,
     "CREATE INDEX streams_open ON streams (writer) WHERE over IS NULL",
+    # what a writer is told with every batch: idle streams are not looked at
+    "CREATE INDEX streams_told ON streams (writer) WHERE over IS NULL AND (stopped OR read_at)",
     "CREATE INDEX streams_over ON streams (expired, over) WHERE over IS NOT NULL",
     # the blocks from number `first` to `last`, joined
     """
