@@ -13,7 +13,6 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 import structlog
 from litestar import Litestar, Request, asgi
-from litestar.config.cors import CORSConfig
 from litestar.exceptions import HTTPException
 from msgspec import Struct
 
@@ -53,6 +52,7 @@ from router.http.completions import METHODS as COMPLETIONS
 from router.http.completions import CompletionList, completion_routes
 from router.http.config import config_routes
 from router.http.conversations import conversation_routes
+from router.http.cors import CorsLayer
 from router.http.ending import Ending
 from router.http.errors import ErrorResponses
 from router.http.experiments import experiment_routes
@@ -78,7 +78,7 @@ from router.reader import Path
 from router.reloading import Reloader
 from router.running import Running
 from router.services import Services
-from router.settings import Cors, PluginRow
+from router.settings import PluginRow
 from router.store.items import Removed
 from router.store.store import StoreAway
 from router.store.summaries import StoredSummaries
@@ -380,7 +380,7 @@ def create_app(gateway: Gateway) -> Litestar:
 
     guarding = Guarding(behind.store, behind.states, experiments, priced)
     recorded = gateway.current.config.ledger.enabled
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             chat_completions,
             come_back_to_streams,
@@ -412,12 +412,15 @@ def create_app(gateway: Gateway) -> Litestar:
             HTTPException: errors.http_exception,
             Exception: errors.unexpected,
         },
-        cors_config=_cors(server.cors),
         after_request=errors.numbered,
         openapi_config=openapi_config(version("deltaway"), {CHAT_PATH: ChatCompletionRequest}),
         logging_config=None,
         request_max_body_size=server.body_limit,
     )
+    if server.cors is not None:
+        # around what answers before routing too
+        app.asgi_handler = CorsLayer(app.asgi_handler, server.cors)
+    return app
 
 
 def from_environment() -> Litestar:
@@ -467,39 +470,3 @@ def _loaded(load: Callable[[str], T], name: str, document: Document, path: Path)
         return load(name)
     except (UnknownExtension, ExtensionNotFound) as error:
         raise ConfigError((document.problem(path, str(error)),)) from None
-
-
-def _cors(cors: Cors | None) -> CORSConfig | None:
-    if cors is None:
-        return None
-    return CORSConfig(
-        allow_origins=list(cors.allow_origins),
-        allow_methods=["GET", "POST", "PUT", "DELETE", "OPTIONS"],
-        # the official SDKs send a family of x-stainless-* headers; the key guards the door, not this list
-        allow_headers=["*"],
-        allow_credentials=cors.allow_credentials,
-        expose_headers=[
-            "x-request-id",
-            "x-deltaway-target",
-            "x-deltaway-attempts",
-            "x-deltaway-dropped",
-            "x-deltaway-experiment",
-            "x-deltaway-cost",
-            "x-deltaway-stream",
-            "location",
-            "preference-applied",
-            "idempotent-replayed",
-            "x-deltaway-cache",
-            "x-deltaway-context",
-            "age",
-            "x-ratelimit-limit-requests",
-            "x-ratelimit-remaining-requests",
-            "x-ratelimit-reset-requests",
-            "x-ratelimit-limit-tokens",
-            "x-ratelimit-remaining-tokens",
-            "x-ratelimit-reset-tokens",
-            "retry-after",
-            "x-should-retry",
-        ],
-        max_age=int(cors.max_age),
-    )

@@ -1,7 +1,7 @@
 """`/schema/openapi.json`: the API described. The routes that stream are bare ASGI ones: they are added by hand here."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from litestar import Request
@@ -13,8 +13,8 @@ from msgspec import Struct
 from router.wire.unknown import Unknown
 
 _REF = "#/components/schemas/{name}"
-_TEXT: dict[str, Any] = {"type": "string"}
-_KEPT: tuple[tuple[str, str, dict[str, Any]], ...] = (
+_TEXT: Final[dict[str, Any]] = {"type": "string"}
+_KEPT: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("limit", "How many.", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}),
     ("after", "The id that the page before ended with.", _TEXT),
     ("order", "By the time they were made.", {**_TEXT, "enum": ["asc", "desc"], "default": "asc"}),
