@@ -12,7 +12,8 @@ from router.errors import InvalidRequest, RouterError
 from router.http.leaving import when_left
 from router.http.reply import StreamedReply
 from router.http.request import Receive
-from router.streams.log import Stretch
+from router.streams.log import LogAway, Stretch
+from router.streams.streams import StreamUnknown
 
 _EVENT_ID: Final = re.compile(r"(strm_[0-9A-HJKMNP-TV-Z]{26})-(0|[1-9][0-9]{0,15})")
 
@@ -89,9 +90,11 @@ async def deliver(
     after: int = 0,
     ids: bool,
     retry: float = 0.0,
+    broken: Callable[[Exception], bytes],
     refused: Callable[[], RouterError | None] = lambda: None,
 ) -> None:
-    """Write a stream until it ends, or its reader leaves. Raises `Refused`, and what reading the stream raises.
+    """Write a stream until it ends, or its reader leaves. Raises `Refused`, and what reading the stream raises as long
+    as nothing was written; after that `broken` puts it into words.
 
     `retry`: seconds after which a browser is to come back when the connection breaks; 0: as it likes.
     """
@@ -115,6 +118,11 @@ async def deliver(
                 await reply.write(data)
             # its time was over in the middle of it
             await reply.end(b"")
+    except (StreamUnknown, LogAway) as error:
+        if not reply.started:
+            raise
+        # without an id: who comes back goes on where it was
+        await reply.end(broken(error))
     finally:
         reply.silence()
 

@@ -29,7 +29,7 @@ from router.http.reply import Headers, Send, StreamedReply, call_headers, error_
 from router.http.request import Head, Receive
 from router.http.stream_token import StreamTokens
 from router.streams.live import LiveStream
-from router.streams.log import LogAway, StreamHead, stream_id
+from router.streams.log import LogAway, StreamHead, stream_id, stream_request
 from router.streams.streams import Streams, StreamUnknown
 
 STREAMS_PATH: Final = "/v1/streams"
@@ -125,16 +125,21 @@ class Kept:
                 return await self._repeated(first, asked, head)
         try:
             if asked.conversation is None and not (head.conversation or "").startswith(CONVERSATION):
-                return await self._begun(generation, call, asked, head, body, owner, stream)
-            turning = await self._turning(generation, call, asked, head, owner, receive, admin=admin)
-            try:
-                return await self._begun(generation, turning.call, asked, head, body, owner, stream, turning)
-            except BaseException:
-                await self._turns.end(turning)
-                raise
+                reading = await self._begun(generation, call, asked, head, body, owner, stream)
+            else:
+                turning = await self._turning(generation, call, asked, head, owner, receive, admin=admin)
+                try:
+                    reading = await self._begun(generation, turning.call, asked, head, body, owner, stream, turning)
+                except BaseException:
+                    await self._turns.end(turning)
+                    raise
         except BaseException:
             await self._release(owner, head, stream)
             raise
+        # the call is on its way; its client is told of the stream when others can read it too
+        assert reading.live is not None
+        await self._streams.announced(reading.live)
+        return reading
 
     async def read(self, generation: Generation, reading: Reading, receive: Receive, send: Send) -> None:
         """Write the answer to the client that asked for it, until it leaves."""
@@ -149,11 +154,13 @@ class Kept:
             reply = StreamedReply(send, lambda: self._headers(reading), generation.heartbeat, beat)
             stretches = self._streams.follow(reading.stream, 0)
             live = reading.live
+            number = stream_request(reading.stream)
             await deliver(
                 reply,
                 stretches,
                 receive,
                 ids=reading.ids,
+                broken=lambda error: self._dialect.failure(_unreadable(error), number),
                 refused=lambda: None if live is None else live.refused,
             )
         except Refused as refused:
@@ -292,7 +299,14 @@ class Kept:
             if policy == "cancel":
                 desertion(live, call)
 
-        live = await self._streams.begin(begun, linger=self._streams.linger if stays else 0.0, deserted=deserted)
+        headers: Headers = [(b"x-deltaway-stream", stream.encode())]
+        if turning is not None:
+            headers.append((b"x-deltaway-conversation", turning.conversation.encode()))
+        told: bytes | None = None
+        if head.respond_async:
+            headers.append((b"x-request-id", call.id.encode()))
+            told = await self._body(begun, headers)
+        live = self._streams.begin(begun, linger=self._streams.linger if stays else 0.0, deserted=deserted)
         if head.idempotency_key is not None:
             saving.append(_Freed(live, lambda: self._release(owner, head, stream)))
         if turning is not None:
@@ -302,14 +316,9 @@ class Kept:
                 self._completions.saving(call, owner, body, lambda answer: self._dialect.whole(asked, answer, call.id))
             )
         self._production.start(generation, call, asked, live, saving)
-        headers: Headers = [(b"x-deltaway-stream", stream.encode())]
-        if turning is not None:
-            headers.append((b"x-deltaway-conversation", turning.conversation.encode()))
-        if head.respond_async:
+        if told is not None:
             live.watch()
-            headers.append((b"x-request-id", call.id.encode()))
-            return Reading(stream, whole, True, headers, begun=await self._body(begun, headers))
-        return Reading(stream, whole, head.resumable, headers, trip=trip, live=live)
+        return Reading(stream, whole, head.resumable, headers, trip=trip, live=live, begun=told)
 
     async def _body(self, head: StreamHead, headers: Headers) -> bytes:
         """The body of a 202; adds its headers."""
@@ -334,7 +343,7 @@ class Kept:
         await send_json(send, status, body, self._headers(reading))
 
     def _headers(self, reading: Reading) -> Headers:
-        if reading.trip is None or reading.live is None:
+        if reading.trip is None or reading.live is None or reading.begun is not None:
             return reading.headers
         return [*call_headers(reading.live.head.request_id, reading.trip), *reading.headers]
 

@@ -32,7 +32,7 @@ from router.http.request import Receive, Scope, read_head
 from router.http.stream_token import StreamTokens
 from router.ids import request_id
 from router.streams.log import LogAway, StreamHead, Stretch, is_stream_id
-from router.streams.streams import Streams
+from router.streams.streams import Streams, StreamUnknown
 
 PATHS: Final = ("/v1/streams/{id}", "/v1/streams/{id}/token")
 _LAST_SEEN: Final = b"last-event-id"
@@ -126,7 +126,15 @@ class StreamEndpoint:
         # whoever has no header to send has a browser's clock too
         retry = 0.0 if query.text("token") is None else float(generation.config.streams.retry)
         reply = StreamedReply(send, lambda: headers, generation.heartbeat, dialect.heartbeat)
-        await deliver(reply, self._streams.follow(stream, after), receive, after=after, ids=True, retry=retry)
+        await deliver(
+            reply,
+            self._streams.follow(stream, after),
+            receive,
+            after=after,
+            ids=True,
+            retry=retry,
+            broken=lambda error: dialect.failure(_unreadable(error), head.request_id),
+        )
 
     async def _stop(self, generation: Generation, scope: Scope, send: Send, stream: str, number: str) -> None:
         state = await self._known(generation, scope, Query(scope, ("token",)), stream, _BEYOND)
@@ -174,8 +182,8 @@ class StreamEndpoint:
         match raised:
             case RouterError():
                 error = raised
-            case LogAway():
-                error = StoreUnavailable(f"streams cannot be read now: {raised}", retry_after=2.0)
+            case LogAway() | StreamUnknown():
+                error = _unreadable(raised)
             case _:
                 self._log.error("a stream could not be read by a fault of ours", request_id=number, exc_info=raised)
                 error = InternalError(f"internal error; the server's log knows more under request id {number}")
@@ -184,6 +192,12 @@ class StreamEndpoint:
             found = _PATH.fullmatch(scope["path"])
             headers.append((b"allow", _METHODS[(found and found[2]) or ""].encode()))
         await send_json(send, error.status, self._first.error(error, number), headers)
+
+
+def _unreadable(error: Exception) -> RouterError:
+    if isinstance(error, StreamUnknown):
+        return Gone("this stream is not kept any more", code="stream_expired")
+    return StoreUnavailable(f"streams cannot be read now: {error}", retry_after=2.0)
 
 
 def _may(principal: Principal, head: StreamHead) -> bool:

@@ -166,6 +166,11 @@ def stream_id(request_id: str) -> str:
     return "strm_" + request_id.removeprefix("req_")
 
 
+def stream_request(stream: str) -> str:
+    """The id of the request that a stream answers."""
+    return "req_" + stream.removeprefix("strm_")
+
+
 def is_stream_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 

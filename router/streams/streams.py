@@ -72,28 +72,22 @@ class Streams:
 
     # -- streams of this process -----------------------------------------------------------------------------------
 
-    async def begin(
-        self,
-        head: StreamHead,
-        *,
-        linger: float,
-        deserted: Callable[[], None] | None,
-    ) -> LiveStream:
-        """A stream that this process writes. Others can read it as soon as this returns, unless the log is away."""
+    def begin(self, head: StreamHead, *, linger: float, deserted: Callable[[], None] | None) -> LiveStream:
+        """A stream that this process writes. Others can read it once it is `announced`."""
         live = LiveStream(head, self.log.limit, self._changed, linger=linger, deserted=deserted)
         self._live[head.id] = live
+        return live
+
+    async def announced(self, live: LiveStream) -> None:
+        """Wait until the log knows it, so that whoever is told of it can read it anywhere; not for long."""
         try:
             async with asyncio.timeout(_PATIENCE):
-                await self.log.begin(head)
+                await self.log.begin(live.head)
             live.begun = True
         except (LogAway, TimeoutError) as error:
             self._went_away(error)
-        except BaseException:
-            # nobody has heard of it
-            del self._live[head.id]
-            raise
+        # from now on there are signs of life
         self._wake.set()
-        return live
 
     def live(self, stream: str) -> LiveStream | None:
         return self._live.get(stream)

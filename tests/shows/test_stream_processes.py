@@ -111,6 +111,7 @@ async def test_what_one_gateway_writes_another_reads_stops_and_repeats(setup: Se
             third = await at_b.post("/v1/chat/completions", json=asked, headers=key)
             assert (await first).content == second.content == third.content
             assert second.headers["idempotent-replayed"] == "true"
+            await outcome(at_a, second.headers["x-request-id"])
             listed = (await at_a.get("/v1/requests", params={"limit": 100})).json()["data"]
             assert len({each["id"] for each in listed}) == len(listed) == 4
 

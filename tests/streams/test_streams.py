@@ -55,7 +55,9 @@ async def opened(log: MemoryLog | None = None, writer: str = "jrn_a") -> AsyncIt
 
 
 async def begun(streams: Streams, stream: str = ID) -> LiveStream:
-    return await streams.begin(head(stream, streams.writer), linger=0.0, deserted=None)
+    live = streams.begin(head(stream, streams.writer), linger=0.0, deserted=None)
+    await streams.announced(live)
+    return live
 
 
 async def read(streams: Streams, after: int = 0, stream: str = ID) -> tuple[list[bytes], str | None]:
@@ -176,7 +178,7 @@ async def test_what_is_logged_leaves_memory_but_for_its_tail() -> None:
 async def test_a_stream_is_deserted_when_its_last_reader_has_left_for_its_time() -> None:
     deserted = asyncio.Event()
     async with opened() as streams:
-        live = await streams.begin(head(), linger=0.05, deserted=deserted.set)
+        live = streams.begin(head(), linger=0.05, deserted=deserted.set)
         reader = asyncio.create_task(read(streams))
         await asyncio.sleep(0.01)
         again = asyncio.create_task(read(streams))
@@ -193,7 +195,7 @@ async def test_a_stream_is_deserted_when_its_last_reader_has_left_for_its_time()
 async def test_a_reader_who_comes_back_in_time_keeps_the_stream() -> None:
     deserted = asyncio.Event()
     async with opened() as streams:
-        live = await streams.begin(head(), linger=0.2, deserted=deserted.set)
+        live = streams.begin(head(), linger=0.2, deserted=deserted.set)
         for _ in range(5):
             reader = asyncio.create_task(read(streams))
             await asyncio.sleep(0.01)
@@ -208,7 +210,7 @@ async def test_a_reader_who_comes_back_in_time_keeps_the_stream() -> None:
 
 async def test_what_ended_or_is_finished_by_its_policy_is_never_deserted() -> None:
     async with opened() as streams:
-        live = await streams.begin(head(), linger=0.0, deserted=lambda: pytest.fail("it has ended"))
+        live = streams.begin(head(), linger=0.0, deserted=lambda: pytest.fail("it has ended"))
         live.end("finished")
         assert await read(streams) == ([], "finished")
 
