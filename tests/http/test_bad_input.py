@@ -144,9 +144,9 @@ async def test_a_body_over_the_limit_is_a_413_told_or_not_in_its_length(http: ht
 
 
 async def test_a_wrong_method_or_path_has_the_same_shape(http: httpx.AsyncClient) -> None:
-    response = await http.get("/v1/chat/completions")
+    response = await http.put("/v1/chat/completions")
     checked(response, 405)
-    assert response.headers["allow"] == "POST"
+    assert response.headers["allow"] == "GET, POST"
     checked(await http.post("/v1/models", json={}), 405)
     error = checked(await http.post("/v1/chat/completion", json={}), 404)
     assert "/v1/chat/completions" in error["message"]

@@ -257,9 +257,9 @@ async def test_what_has_no_equal_is_told_in_a_header() -> None:
     script = answers(folded=output({"content": "Hi"}, "stop"))
     async with before(script) as (_, http):
         _, response = await ask(
-            http, "qwen-max", False, logit_bias={"1": 2}, store=True, temperature=2, top_p=0, seed=1
+            http, "qwen-max", False, logit_bias={"1": 2}, verbosity="low", temperature=2, top_p=0, seed=1
         )
-    assert response.headers["x-deltaway-dropped"] == "logit_bias, store"
+    assert response.headers["x-deltaway-dropped"] == "logit_bias, verbosity"
 
 
 # -- lessons ---------------------------------------------------------------------------------------------------------
