@@ -103,7 +103,7 @@ async def test_what_one_gateway_writes_another_reads_stops_and_repeats(setup: Se
             assert last["error"]["code"] == "stopped"
             assert (await outcome(at_a, begun["request_id"]))["outcome"] == "stopped"
             # repeated at the other one while it runs, and afterwards
-            key = {"idempotency-key": "between processes"}
+            key = {"idempotency-key": f"between processes {begun['id']}"}
             asked = body("mock/lorem-60+slow-10", "once")
             first = asyncio.create_task(at_a.post("/v1/chat/completions", json=asked, headers=key))
             await asyncio.sleep(0.2)
