@@ -32,6 +32,7 @@ from router.http.request import Receive, Scope
 from router.ids import request_id
 from router.ledger.rows import kept_text
 from router.store.completions import (
+    Answered,
     Completion,
     change_metadata,
     completion,
@@ -103,7 +104,7 @@ class CompletionList:
                 limit=limit,
                 order=order,
             )
-        data = [_shown(each) for each in page.completions]
+        data = [_listed_as(each) for each in page.completions]
         ids = [each.id for each in page.completions]
         body = msgspec.json.encode(_listed(data, ids, more=page.more))
         await send_json(send, 200, body, [(b"x-request-id", request_id().encode())])
@@ -249,15 +250,14 @@ def _store() -> Iterator[None]:
 
 
 def _shown(kept: Completion) -> dict[str, Any]:
-    """The answer as it was given, and what OpenAI tells besides."""
+    """The answer with parameters of its request."""
     asked = _fields.decode(kept.request)
-    return {
-        **{name: asked.get(name) for name in _TOLD},
-        "input_user": asked.get("user"),
-        "request_id": kept.call,
-        "metadata": kept.metadata,
-        **{name: value for name, value in _fields.decode(kept.answer).items() if name != "metadata"},
-    }
+    return {**_listed_as(kept), **{name: asked.get(name) for name in _TOLD}, "input_user": asked.get("user")}
+
+
+def _listed_as(kept: Answered) -> dict[str, Any]:
+    """The answer as it was given, and what is known of it besides."""
+    return {**_fields.decode(kept.answer), "request_id": kept.call, "metadata": kept.metadata}
 
 
 def _messages(kept: Completion) -> list[dict[str, Any]]:

@@ -15,27 +15,33 @@ from router.store.store import Store
 from router.store.tables import completions as rows_of
 
 _of: Final = rows_of.c
+_LISTED: Final = [column for column in _of if column.name != "request"]
 _IN_ORDER: Final = (_of.created_at, _of.id)
 _metadata: Final = msgspec.json.Decoder(dict[str, str])
 
 
-class Completion(Struct, frozen=True, kw_only=True):
+class Answered(Struct, frozen=True, kw_only=True):
+    """A completion without its request, which may be large: as lists have it."""
+
     id: str
     owner: str
     """The public id of the key that made the call; empty where calls need none."""
     created_at: int
     model: str
     """The name by which it can be found."""
-    request: Raw
-    """JSON, as the client wrote it."""
     answer: Raw
     """JSON, as the client got it."""
     metadata: dict[str, str] = {}
     call: str | None = None
 
 
+class Completion(Answered, frozen=True, kw_only=True):
+    request: Raw
+    """JSON, as the client wrote it."""
+
+
 class CompletionPage(Struct, frozen=True):
-    completions: tuple[Completion, ...]
+    completions: tuple[Answered, ...]
     more: bool
 
 
@@ -72,13 +78,13 @@ async def completions(
     """A page of those of a model, with all of that metadata, in the order they were made. Raises `UnknownCursor`,
     `StoreAway`."""
     wanted = dict(metadata or {})
-    query = select(rows_of).where(*[_bearing(store.dialect, key, value) for key, value in wanted.items()])
+    query = select(*_LISTED).where(*[_bearing(store.dialect, key, value) for key, value in wanted.items()])
     query = query.order_by(*(_IN_ORDER if order == "asc" else [column.desc() for column in _IN_ORDER]))
     if owner is not None:
         query = query.where(_of.owner == owner)
     if model is not None:
         query = query.where(_of.model == model)
-    found: list[Completion] = []
+    found: list[Answered] = []
     async with store.reading() as connection:
         place: Any = None
         if after is not None:
@@ -91,7 +97,7 @@ async def completions(
                 here, there = tuple_(*_IN_ORDER), tuple_(*place)
                 page = query.where(here > there if order == "asc" else here < there)
             rows = (await connection.execute(page.limit(limit + 1))).mappings().all()
-            for each in map(_completion, rows):
+            for each in map(_answered, rows):
                 if wanted.items() <= each.metadata.items():
                     if len(found) == limit:
                         return CompletionPage(tuple(found), True)
@@ -148,12 +154,15 @@ def _bearing(dialect: Dialect, key: str, value: str) -> ColumnElement[bool]:
 
 
 def _completion(row: Any) -> Completion:
-    given = {
-        "request": Raw(row["request"]),
-        "answer": Raw(row["answer"]),
-        "metadata": _metadata.decode(row["metadata"]),
-    }
-    return Completion(**{**row, **given})
+    return Completion(**{**row, "request": Raw(row["request"]), **_decoded(row)})
+
+
+def _answered(row: Any) -> Answered:
+    return Answered(**{**row, **_decoded(row)})
+
+
+def _decoded(row: Any) -> dict[str, Any]:
+    return {"answer": Raw(row["answer"]), "metadata": _metadata.decode(row["metadata"])}
 
 
 def _json(value: object) -> str:

@@ -240,6 +240,9 @@ async def test_tool_calls_and_every_choice_are_kept() -> None:
         assert found["choices"][0]["message"]["tool_calls"]
         assert (found["tools"], found["temperature"], found["seed"]) == (tools, 0.5, None)
         assert found["input_user"] == "u"
+        (each,) = (await http.get(CHAT)).json()["data"]
+        assert each.items() <= found.items()
+        assert "tools" not in each, "a page of large requests would be larger than a client can want"
 
 
 async def test_a_vendor_that_does_not_know_the_field_is_not_said_to_lack_it() -> None:
