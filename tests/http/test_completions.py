@@ -338,6 +338,30 @@ async def test_a_store_that_is_away_is_said_by_every_route() -> None:
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
+async def test_it_can_be_stopped_from_elsewhere_and_is_not_kept_then() -> None:
+    async with opened() as http:
+        sent = {**asking("mock/lorem-500+slow-20"), "store": True}
+        async with http.stream("POST", CHAT, json=sent) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            stopped = await http.delete(f"/v1/streams/{answer.headers['x-deltaway-stream']}")
+            rest = [line async for line in lines]
+        assert stopped.status_code == 202
+        assert '"code":"stopped"' in rest[-2]
+        assert await listed(http) == []
+
+
+async def test_the_routes_are_described() -> None:
+    async with opened() as http:
+        paths = (await http.get("/schema/openapi.json")).json()["paths"]
+        assert set(paths[CHAT]) == {"get", "post"}
+        assert {each["name"] for each in paths[CHAT]["get"]["parameters"]} == {
+            *("after", "limit", "order", "model", "metadata[name]"),
+        }
+        assert set(paths[f"{CHAT}/{{completion}}"]) == {"get", "post", "delete"}
+        assert set(paths[f"{CHAT}/{{completion}}/messages"]) == {"get"}
+
+
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
