@@ -5,7 +5,9 @@ A call whose stream can be come back to, that is answered elsewhere (`Prefer: re
 and writes to a stream; whoever asked reads that stream like anybody else.
 """
 
+import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -35,6 +37,9 @@ from router.streams.streams import Streams, StreamUnknown
 STREAMS_PATH: Final = "/v1/streams"
 CONVERSATION: Final = "conv_"
 """What the id of a kept conversation begins with. Another word in the header only says what belongs together."""
+_BEGINNING: Final = 3.0
+"""Seconds that a repeated call waits for the first one to begin its stream."""
+_AGAIN: Final = 0.05
 _BEYOND: Final = 2**53
 """After every block."""
 
@@ -247,8 +252,10 @@ class Kept:
 
     async def _found(self, stream: str) -> StreamHead:
         """The stream that was claimed by somebody else, who may not have begun it yet."""
+        until = time.monotonic() + _BEGINNING
         try:
-            found = await self._streams.look(stream, _BEYOND)
+            while (found := await self._streams.look(stream, _BEYOND)) is None and time.monotonic() < until:
+                await asyncio.sleep(_AGAIN)
         except LogAway as error:
             raise _unreadable(error) from error
         if found is None:
