@@ -27,8 +27,8 @@ from router.routing.retrying import RetryBudget, remedy
 from router.splice import Splice
 from router.trials import Budgets, Trials
 
-_OURS: Final = "store"
-"""A field that the gateway does itself what it asks for: nothing is lost with a vendor that does not know it."""
+_KEEPING: Final = ("store", "metadata")
+"""Fields by which the gateway itself keeps an answer: nothing is lost with a vendor that does not know them."""
 
 
 class Entered(Protocol):
@@ -108,7 +108,7 @@ class Dispatch:
             trip.first_delta = opened.attempt.first_delta
             while True:
                 trip.answering = opened.attempt
-                trip.dropped = _not_taken(opened.sent.dropped)
+                trip.dropped = _not_taken(opened.sent.dropped, wanted)
                 ended: RouterError | None = None
                 complete = False
                 failure: BaseException | None = None
@@ -222,6 +222,8 @@ def _streamed(request: ChatRequest) -> ChatRequest:
     return request if request.stream else msgspec.structs.replace(request, stream=True)
 
 
-def _not_taken(dropped: tuple[str, ...]) -> tuple[str, ...]:
+def _not_taken(dropped: tuple[str, ...], request: ChatRequest) -> tuple[str, ...]:
     """What the client asked for and does not get."""
-    return tuple(name for name in dropped if name != _OURS) if _OURS in dropped else dropped
+    # without `store` the metadata would have been for the vendor alone
+    ours = _KEEPING if request.extra.get("store") is True else _KEEPING[:1]
+    return tuple([name for name in dropped if name not in ours]) if dropped else dropped

@@ -266,7 +266,7 @@ def _messages(kept: Completion) -> list[dict[str, Any]]:
     for index, each in enumerate(msgspec.json.decode(kept.request)["messages"]):
         content = each.get("content")
         parts = content if isinstance(content, list) else None
-        told = {**each, "content": None if parts else content, "content_parts": parts or None}
+        told = {**each, "content": content if parts is None else None, "content_parts": parts}
         shown.append({"name": None, **told, "id": f"{kept.id}-{index}"})
     return shown
 

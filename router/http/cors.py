@@ -77,6 +77,9 @@ class CorsLayer:
             # door, not this list
             if _NAMES.fullmatch(wanted):
                 headers.append((b"access-control-allow-headers", wanted))
+            # a page of the Internet at a gateway of the house: https://wicg.github.io/private-network-access/
+            if asked.get(b"access-control-request-private-network") == b"true":
+                headers.append((b"access-control-allow-private-network", b"true"))
         headers.append(_PREFLIGHT)
         await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

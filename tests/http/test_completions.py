@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from router.app import Gateway
+from router.store.completions import keep
 from router.store.store import StoreAway
 from support.serving import asking, client, config_for, create_app, gateway, served
 from support.vendor import plays_hello, vendor
@@ -245,16 +246,50 @@ async def test_tool_calls_and_every_choice_are_kept() -> None:
         assert "tools" not in each, "a page of large requests would be larger than a client can want"
 
 
-async def test_a_vendor_that_does_not_know_the_field_is_not_said_to_lack_it() -> None:
+async def test_a_vendor_that_does_not_know_what_keeps_an_answer_is_not_said_to_lack_it() -> None:
     async with vendor(plays_hello) as played:
-        config = config_for(played.url, more=", options: {drop: [store, seed]}")
+        config = config_for(played.url, more=", options: {drop: [store, metadata, seed]}")
         async with served(create_app(gateway(config))) as url, client(url) as http:
-            answer = await http.post(CHAT, json={**asking("v/m", False), "store": True, "seed": 1})
+            keeping = {**asking("v/m", False), "store": True, "metadata": {"a": "b"}}
+            answer = await http.post(CHAT, json={**keeping, "seed": 1})
             assert answer.headers["x-deltaway-dropped"] == "seed"
-            assert "store" not in played.requests[0].json()
-            again = await http.post(CHAT, json={**asking("v/m", False), "store": True})
+            assert {"store", "metadata"}.isdisjoint(played.requests[0].json())
+            again = await http.post(CHAT, json=keeping)
             assert "x-deltaway-dropped" not in again.headers
-            assert len(await listed(http)) == 2
+            assert len(await listed(http, **bearing(a="b"))) == 2
+            for store in (False, None):
+                # the metadata were for the vendor
+                answer = await http.post(CHAT, json={**keeping, "store": store})
+                assert answer.headers["x-deltaway-dropped"] == "metadata"
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+async def test_the_end_of_an_answer_waits_until_it_is_kept(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, kept_now = asyncio.Event(), asyncio.Event()
+    ended: list[bool] = []
+
+    async def slow(*given: Any) -> None:
+        begun.set()
+        await kept_now.wait()
+        await keep(*given)
+
+    monkeypatch.setattr("router.conversations.completions.keep", slow)
+    async with opened() as http:
+
+        async def asked() -> bytes:
+            answer = await http.post(CHAT, json={**asking("mock/echo", stream), "store": True})
+            ended.append(True)
+            return answer.content
+
+        call = asyncio.ensure_future(asked())
+        await begun.wait()
+        # a request and its answer go by meanwhile
+        assert await listed(http) == []
+        assert not ended
+        kept_now.set()
+        data = await call
+        told = chunks(data) if stream else [json.loads(data)]
+        assert await listed(http) == [told[0]["id"]]
 
 
 async def test_a_cached_answer_is_kept_under_an_id_of_its_own() -> None:
@@ -419,17 +454,19 @@ async def test_the_messages_of_a_completion_are_those_of_its_request() -> None:
             "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}],
         },
         {"role": "tool", "tool_call_id": "1", "content": "a cat"},
+        {"role": "user", "content": []},
     ]
     async with opened() as http:
         identity = (await kept(http, messages=messages))["id"]
         path = f"{CHAT}/{identity}/messages"
         page = (await http.get(path)).json()
-        assert [each["id"] for each in page["data"]] == [f"{identity}-{number}" for number in range(4)]
-        assert (page["first_id"], page["last_id"], page["has_more"]) == (f"{identity}-0", f"{identity}-3", False)
-        first, second, third, _ = page["data"]
+        assert [each["id"] for each in page["data"]] == [f"{identity}-{number}" for number in range(5)]
+        assert (page["first_id"], page["last_id"], page["has_more"]) == (f"{identity}-0", f"{identity}-4", False)
+        first, second, third, _, empty = page["data"]
         assert (first["content"], first["content_parts"], first["name"]) == ("Be brief.", None, None)
         assert (second["content"], second["content_parts"], second["name"]) == (None, messages[1]["content"], "x")
         assert (third["content"], third["tool_calls"]) == (None, messages[2]["tool_calls"])
+        assert (empty["content"], empty["content_parts"]) == (None, [])
         seen: list[str] = []
         query: dict[str, Any] = {"limit": 3, "order": "desc"}
         while True:
@@ -438,4 +475,4 @@ async def test_the_messages_of_a_completion_are_those_of_its_request() -> None:
             if not page["has_more"]:
                 break
             query["after"] = page["last_id"]
-        assert seen == [f"{identity}-{number}" for number in (3, 2, 1, 0)]
+        assert seen == [f"{identity}-{number}" for number in (4, 3, 2, 1, 0)]

@@ -132,6 +132,15 @@ async def test_any_origin_is_let_in_without_credentials() -> None:
             assert "access-control-allow-credentials" not in answer.headers
 
 
+async def test_a_page_of_the_internet_may_call_a_gateway_in_the_house_if_it_is_let_in() -> None:
+    async with opened() as http:
+        asked = {"access-control-request-method": "POST", "access-control-request-private-network": "true"}
+        answer = await http.request("OPTIONS", CHAT, headers={"origin": PAGE, **asked})
+        assert answer.headers["access-control-allow-private-network"] == "true"
+        assert cors_of(await http.request("OPTIONS", CHAT, headers={"origin": OTHER, **asked})) == {}
+        assert "access-control-allow-private-network" not in (await preflight(http, CHAT, PAGE, "POST")).headers
+
+
 # -- answers -------------------------------------------------------------------------------------------------------
 
 
