@@ -7,7 +7,6 @@ and writes to a stream; whoever asked reads that stream like anybody else.
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -37,9 +36,9 @@ from router.streams.streams import Streams, StreamUnknown
 STREAMS_PATH: Final = "/v1/streams"
 CONVERSATION: Final = "conv_"
 """What the id of a kept conversation begins with. Another word in the header only says what belongs together."""
-_BEGINNING: Final = 3.0
-"""Seconds that a repeated call waits for the first one to begin its stream."""
 _AGAIN: Final = 0.05
+"""Seconds between two looks whether the call that is repeated has begun its stream."""
+_TRIES: Final = 60
 _BEYOND: Final = 2**53
 """After every block."""
 
@@ -252,20 +251,20 @@ class Kept:
 
     async def _found(self, stream: str) -> StreamHead:
         """The stream that was claimed by somebody else, who may not have begun it yet."""
-        until = time.monotonic() + _BEGINNING
-        try:
-            while (found := await self._streams.look(stream, _BEYOND)) is None and time.monotonic() < until:
-                await asyncio.sleep(_AGAIN)
-        except LogAway as error:
-            raise _unreadable(error) from error
-        if found is None:
-            raise Conflict(
-                "a request with this `Idempotency-Key` is being begun: repeat it in a moment",
-                code="idempotency_key_in_use",
-                param="idempotency-key",
-                retry_after=1.0,
-            )
-        return found.head
+        for _ in range(_TRIES):
+            try:
+                found = await self._streams.look(stream, _BEYOND)
+            except LogAway as error:
+                raise _unreadable(error) from error
+            if found is not None:
+                return found.head
+            await asyncio.sleep(_AGAIN)
+        raise Conflict(
+            "a request with this `Idempotency-Key` is being begun: repeat it in a moment",
+            code="idempotency_key_in_use",
+            param="idempotency-key",
+            retry_after=1.0,
+        )
 
     async def _begun(
         self,
