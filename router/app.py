@@ -390,7 +390,7 @@ def create_app(gateway: Gateway) -> Litestar:
             *cache_routes(behind.cache, caller),
             *feedback_routes(behind.store, behind.books, caller, experiments, recorded=recorded),
             *experiment_routes(behind.store, behind.books, behind.states, lambda: generations.current, caller),
-            *conversation_routes(behind.store, caller, forget),
+            *conversation_routes(behind.store, behind.books, caller, forget),
             *completion_routes(behind.store, caller),
             *key_routes(keyring, door, plugins=lambda: frozenset(generations.current.layer_names)),
             *config_routes(gateway.reloader, door),

@@ -5,7 +5,7 @@ A key sees its own conversations, an admin key all; where calls need no key they
 
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal, TypeAlias
 
@@ -20,7 +20,7 @@ from litestar.response import Stream
 from msgspec import UNSET, Struct, UnsetType
 
 from router.call import Principal
-from router.conversation import MOST_ITEMS, ContextRules, Conversation, Item, Order, conversation_id
+from router.conversation import MOST_ITEMS, ContextRules, Conversation, Item, Order, Strategy, Turn, conversation_id
 from router.conversations.items import read_item, shown
 from router.conversations.pieces import prefix_of
 from router.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable
@@ -28,9 +28,10 @@ from router.http.described import CURSOR, described
 from router.http.json_body import json_body
 from router.http.metadata import LONGEST_NAME, checked_metadata
 from router.http.query import Query
-from router.http.receipts import Caller, CostShown, UsageShown
+from router.http.receipts import Caller, CostShown, UsageShown, up_to_date
 from router.http.receipts import shown as receipt_shown
 from router.ids import ulid
+from router.ledger.books import Books
 from router.ledger.rows import kept_text
 from router.messages import Assistant
 from router.store import conversations as kept
@@ -48,7 +49,7 @@ from router.store.items import (
     items,
     remove_item,
 )
-from router.store.receipts import receipts_of
+from router.store.receipts import Receipt, receipts_of
 from router.store.search import search
 from router.store.store import Store, StoreAway
 from router.store.turns import turns
@@ -57,6 +58,8 @@ Forget: TypeAlias = Callable[[Removed], Awaitable[None]]
 """What else is kept of what was removed is removed too, and a call that writes in it is stopped. Never raises."""
 _CONVERSATION: Final = re.compile(r"conv_[0-9A-HJKMNP-TV-Z]{26}")
 _ITEM: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TOGETHER: Final = 100
+"""Turns of an export that are read at a time."""
 _IGNORED: Final = ("include", "include[]")
 """What OpenAI's library asks to be told besides; what there is of it is always told."""
 _ORDER: Final = Parameter("order", "query", schema=Schema(type=OpenAPIType.STRING, enum=["asc", "desc"]))
@@ -140,7 +143,7 @@ class FoundList(Struct, frozen=True, kw_only=True):
 
 
 class TurnShown(Struct, frozen=True, kw_only=True):
-    """What became of the call that an item was written by."""
+    """What became of the call that an item was written by: the same at each item of one answer."""
 
     outcome: str | None
     target: str | None
@@ -151,7 +154,10 @@ class TurnShown(Struct, frozen=True, kw_only=True):
 class Beside(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What OpenAI's items have no field for."""
 
-    request_id: str
+    created_at: int
+    """Unix seconds."""
+    request_id: str | None = None
+    """The call that it came with, or was written by."""
     stream: str | None = None
     """Where an answer that is being written can be followed."""
     last_event_id: str | None = None
@@ -159,7 +165,23 @@ class Beside(Struct, frozen=True, kw_only=True, omit_defaults=True):
     turn: TurnShown | None = None
 
 
-def conversation_routes(store: Store, caller: Caller, forget: Forget) -> list[HTTPRouteHandler]:
+class TurnLine(Struct, frozen=True, kw_only=True):
+    """What was sent with a call, and what became of that: a line of an export."""
+
+    object: Literal["conversation.turn"] = "conversation.turn"
+    request_id: str
+    created_at: int
+    """Unix seconds."""
+    strategy: Strategy
+    first: str | None
+    """The oldest item that was sent as it is."""
+    left_out: int
+    summary: str | None
+    prompt_tokens: int | None
+    turn: TurnShown | None
+
+
+def conversation_routes(store: Store, books: Books, caller: Caller, forget: Forget) -> list[HTTPRouteHandler]:
     async def found(request: Request[Any, Any, Any], identity: str) -> Conversation:
         """The conversation, if whoever asks may see it. Raises `NotFound`."""
         owner = _owner(await caller(request))
@@ -174,6 +196,8 @@ def conversation_routes(store: Store, caller: Caller, forget: Forget) -> list[HT
     async def page_of(shown_items: Sequence[Item]) -> list[dict[str, Any]]:
         """The items with what the ledger has of their calls."""
         ids = {each.call for each in shown_items if each.call is not None and isinstance(each.message, Assistant)}
+        if ids:
+            await up_to_date(books)
         receipts = await receipts_of(store, ids)
         return [_with_turn(each, receipts) for each in shown_items]
 
@@ -235,7 +259,7 @@ def conversation_routes(store: Store, caller: Caller, forget: Forget) -> list[HT
     async def update_conversation(request: Request[Any, Any, Any], conversation: FromPath[str]) -> ConversationShown:
         known = await found(request, conversation)
         body = await json_body(request, ChangedConversation)
-        metadata = known.metadata if body.metadata is UNSET else checked_metadata(body.metadata)
+        metadata = UNSET if body.metadata is UNSET else checked_metadata(body.metadata)
         with _store():
             changed = await kept.change(
                 store, known.id, owner=known.owner, metadata=metadata, at=_now(), context=body.context
@@ -267,6 +291,8 @@ def conversation_routes(store: Store, caller: Caller, forget: Forget) -> list[HT
     async def fork_conversation(request: Request[Any, Any, Any], conversation: FromPath[str]) -> ConversationShown:
         known = await found(request, conversation)
         body = await json_body(request, ForkedConversation)
+        if body.item is not None and not _ITEM.fullmatch(body.item):
+            raise _no_item("item")
         now = _now()
         new = Conversation(
             id=conversation_id(ulid()),
@@ -301,6 +327,8 @@ def conversation_routes(store: Store, caller: Caller, forget: Forget) -> list[HT
         body = await json_body(request, NewItems)
         if not body.items:
             raise InvalidRequest("`items` must not be empty", param="items")
+        if body.parent is not None and not _ITEM.fullmatch(body.parent):
+            raise _no_item("parent")
         new = _new_items(body.items)
         try:
             with _store():
@@ -391,6 +419,8 @@ def conversation_routes(store: Store, caller: Caller, forget: Forget) -> list[HT
         words, after, within = query.text("q"), query.text("after"), query.text("conversation")
         if words is None:
             raise InvalidRequest("`q` is required: the words to look for", code="missing_required_parameter", param="q")
+        if within is not None:
+            await found(request, within)
         with _store(), _cursors(after, None):
             page = await search(
                 store,
@@ -413,19 +443,26 @@ def conversation_routes(store: Store, caller: Caller, forget: Forget) -> list[HT
         known = await found(request, conversation)
         Query(request.scope, ())
 
-        async def lines() -> AsyncGenerator[bytes, None]:
-            yield msgspec.json.encode(_shown(known)) + b"\n"
+        async def values() -> AsyncGenerator[Any, None]:
+            yield _shown(known)
             async for each in exported(store, known.id):
-                yield msgspec.json.encode(_with_turn(each, {})) + b"\n"
+                yield _with_turn(each, {})
             after: str | None = None
             while True:
-                page = await turns(store, known.id, limit=100, after=after)
+                page = await turns(store, known.id, limit=_TOGETHER, after=after)
+                receipts = await receipts_of(store, {turn.call for turn in page.turns})
                 for turn in page.turns:
-                    yield msgspec.json.encode({"object": "conversation.turn", **msgspec.structs.asdict(turn)}) + b"\n"
+                    yield _line(turn, receipts.get(turn.call))
                 if not page.more:
                     return
                 after = page.turns[-1].call
 
+        async def lines() -> AsyncGenerator[bytes, None]:
+            with _store():
+                async for value in values():
+                    yield msgspec.json.encode(value) + b"\n"
+
+        await up_to_date(books)
         name = f'attachment; filename="{known.id}.jsonl"'
         return Stream(lines(), media_type="application/jsonl", headers={"content-disposition": name})
 
@@ -498,10 +535,10 @@ def _new_items(fields: Sequence[dict[str, Any]]) -> list[NewItem]:
             f"`items` may hold {MOST_ITEMS} items at most: add the others in more requests", param="items"
         )
     now = _now()
-    new = []
+    new: list[NewItem] = []
     for index, each in enumerate(fields):
-        message = read_item(each, f"items[{index}]")
-        new.append(NewItem(prefix_of(message) + ulid(), message, "openai", now))
+        message, protocol = read_item(each, f"items[{index}]")
+        new.append(NewItem(prefix_of(message) + ulid(), message, protocol, now))
     return new
 
 
@@ -519,31 +556,38 @@ def _shown(conversation: Conversation) -> ConversationShown:
     )
 
 
-def _is_answer(each: Item) -> bool:
-    return (
-        each.call is not None
-        and each.id.partition("_")[2].startswith(each.call.removeprefix("req_"))
-        and "q" not in each.id
-    )
-
-
-def _with_turn(each: Item, receipts: Any) -> dict[str, Any]:
-    fields = shown(each)
-    if each.call is None:
-        return fields
-    receipt = receipts.get(each.call) if isinstance(each.message, Assistant) else None
-    turn = None
-    if receipt is not None:
-        told = receipt_shown(receipt)
-        turn = TurnShown(outcome=told.outcome, target=told.target, usage=told.usage, cost=told.cost)
+def _with_turn(each: Item, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
+    """The item in OpenAI's words, with what only we know of it."""
+    receipt = receipts.get(each.call) if each.call is not None and isinstance(each.message, Assistant) else None
     following = each.stream is not None and each.status == "in_progress"
     beside = Beside(
+        created_at=each.created_at // 1000,
         request_id=each.call,
         stream=f"/v1/streams/{each.stream}" if following else None,
         last_event_id=f"{each.stream}-{each.seq}" if following else None,
-        turn=turn,
+        turn=_turn(receipt),
     )
-    return {**fields, "deltaway": msgspec.to_builtins(beside)}
+    return {**shown(each), "deltaway": msgspec.to_builtins(beside)}
+
+
+def _turn(receipt: Receipt | None) -> TurnShown | None:
+    if receipt is None:
+        return None
+    told = receipt_shown(receipt)
+    return TurnShown(outcome=told.outcome, target=told.target, usage=told.usage, cost=told.cost)
+
+
+def _line(turn: Turn, receipt: Receipt | None) -> TurnLine:
+    return TurnLine(
+        request_id=turn.call,
+        created_at=turn.created_at // 1000,
+        strategy=turn.strategy,
+        first=turn.first,
+        left_out=turn.left_out,
+        summary=turn.summary,
+        prompt_tokens=turn.prompt_tokens,
+        turn=_turn(receipt),
+    )
 
 
 def _missing() -> NotFound:
