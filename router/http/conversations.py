@@ -62,6 +62,12 @@ _TOGETHER: Final = 100
 """Turns of an export that are read at a time."""
 _IGNORED: Final = ("include", "include[]")
 """What OpenAI's library asks to be told besides; what there is of it is always told."""
+_INCLUDE: Final = Parameter(
+    "include",
+    "query",
+    description="What OpenAI's library asks to be told besides: taken, and of no effect.",
+    schema=Schema(type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING)),
+)
 _ORDER: Final = Parameter("order", "query", schema=Schema(type=OpenAPIType.STRING, enum=["asc", "desc"]))
 
 
@@ -351,7 +357,7 @@ def conversation_routes(store: Store, books: Books, caller: Caller, forget: Forg
         "/v1/conversations/{conversation:str}/items",
         summary="List a conversation's items, the newest first",
         tags=["conversations"],
-        operation_class=described(query=[*CURSOR, _ORDER]),
+        operation_class=described(query=[*CURSOR, _ORDER, _INCLUDE]),
     )
     async def list_items(request: Request[Any, Any, Any], conversation: FromPath[str]) -> ItemList:
         known = await found(request, conversation)

@@ -8,6 +8,7 @@ from litestar.exceptions import HTTPException
 
 from router.dialect import Dialect
 from router.errors import (
+    BodyTooLarge,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
@@ -40,6 +41,8 @@ class ErrorResponses:
             mapped = NotFound(f"nothing is served at `{path}`; the chat endpoint is `/v1/chat/completions`")
         elif error.status_code == 405:
             mapped = MethodNotAllowed(f"`{path}` does not take {method}")
+        elif error.status_code == 413:
+            mapped = BodyTooLarge("the request body is larger than the limit set by `server.body_limit`")
         elif error.status_code < 500:
             mapped = InvalidRequest(error.detail)
         else:
