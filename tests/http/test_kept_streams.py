@@ -227,6 +227,16 @@ async def test_an_answer_is_begun_here_and_read_there_with_nothing_but_its_addre
         assert (await http.get(again.json()["url"])).content == answer.content
 
 
+async def test_a_browser_is_told_once_a_connection_how_soon_to_come_back() -> None:
+    async with opened(more="streams: {retry: 250ms}\n") as http:
+        told = await begun(http, "mock/lorem-10")
+        answer = await http.get(told["url"])
+        assert answer.content.startswith(b"retry: 250\nid: ")
+        assert answer.content.count(b"retry:") == 1
+        by_id = await http.get(f"/v1/streams/{told['id']}")
+        assert by_id.content == answer.content.removeprefix(b"retry: 250\n"), "others get the bytes as they were"
+
+
 async def test_an_answer_that_was_to_be_whole_is_read_as_a_stream() -> None:
     async with opened() as http:
         sent = asking("mock/lorem-5", stream=False)
