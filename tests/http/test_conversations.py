@@ -271,16 +271,21 @@ async def test_any_text_is_kept_as_it_was(database: str) -> None:
         assert (await http.get(f"{ALL}/{conversation}")).json()["metadata"] == {"a☃'": "☃'\\"}
 
 
-async def test_a_store_that_is_away_is_said_by_every_route() -> None:
+async def test_a_store_that_is_away_is_said_by_every_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away() -> None:
+        raise StoreAway("it is away")
+
     seen: list[Gateway] = []
     async with opened(see=seen.append) as http:
         conversation = await made(http, "x")
-        await seen[0].backing.store.close()
-        answers = [await http.get(ALL), await http.post(ALL, json={}), await http.get(f"{ALL}/search?q=x")]
-        for method, path, body in OF_ONE:
-            answers.append(await http.request(method, f"{ALL}/{conversation}{path}", json=body))
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(seen[0].backing.store, "_opened", away)
+            answers = [await http.get(ALL), await http.post(ALL, json={}), await http.get(f"{ALL}/search?q=x")]
+            for method, path, body in OF_ONE:
+                answers.append(await http.request(method, f"{ALL}/{conversation}{path}", json=body))
         for answer in answers:
             assert (answer.status_code, answer.headers.get("retry-after")) == (503, "5"), answer.url
+        assert await texts_of(http, conversation) == ["x"], "and then it is back"
 
 
 # -- conversations -------------------------------------------------------------------------------------------------
@@ -403,7 +408,7 @@ async def test_an_item_is_retrieved_and_deleted(database: str) -> None:
 
 
 async def test_items_of_all_kinds_are_added_and_read() -> None:
-    added = [
+    added: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "input_text", "text": "See"}, {"type": "input_image", "file_id": "f"}]},
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "why"}], "encrypted_content": "…"},
         {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}", "namespace": "n"},
