@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, select, text
+from sqlalchemy import func, select, text
 
 from router.conversation import ContextRules, Item, Turn
 from router.conversations.summary import Summary
@@ -16,6 +16,7 @@ from router.store.store import Store, StoreAway
 from router.store.summaries import StoredSummaries
 from router.store.tables import contents, conversation_items, summaries, turns
 from support.kept import conversation, draft, said
+from support.reading import analyzed, counted, rows_read
 
 MESSAGES: tuple[Message, ...] = (
     System("Be kind.", role="developer"),
@@ -502,18 +503,6 @@ async def test_answers_in_many_conversations_are_saved_in_few_statements(store: 
     assert await kept.take(store, "conv_7", call="req_x", writer="w", at=6001, until=7000)
 
 
-def counted(store: Store) -> list[tuple[str, Any]]:
-    """The statements that are run from now on, with their parameters."""
-    found: list[tuple[str, Any]] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: object) -> None:
-        found.append((statement, parameters))
-
-    for engine in (store._opened().reading, store._opened().writing):
-        event.listen(engine.sync_engine, "before_cursor_execute", note)
-    return found
-
-
 async def test_answers_whose_process_died_become_incomplete(store: Store) -> None:
     for name, until in (("a", 1000), ("b", 3000), ("c", 3000)):
         await filled(store, 1, name)
@@ -638,48 +627,6 @@ async def test_no_table_is_read_from_its_beginning(store: Store) -> None:
                 assert read == [], statement
                 seen += 1
     assert seen > 30
-
-
-async def analyzed(store: Store) -> None:
-    async with store.writing() as connection:
-        await connection.execute(text("ANALYZE"))
-
-
-async def rows_read(store: Store, statements: list[tuple[str, Any]]) -> int:
-    """Steps of SQLite's machine, or rows that all nodes of Postgres' plan gave."""
-    assert statements
-    total = 0
-    async with store.reading() as connection:
-        for statement, parameters in statements:
-            if store.dialect == "sqlite":
-                total += await steps(connection, statement, parameters)
-            else:
-                explained = "EXPLAIN (ANALYZE, FORMAT JSON) " + statement
-                plan = (await connection.exec_driver_sql(explained, parameters)).scalar_one()
-                total += in_plan(plan[0]["Plan"])
-    return total
-
-
-async def steps(connection: Any, statement: str, parameters: Any) -> int:
-    driver = (await connection.get_raw_connection()).driver_connection
-    count = 0
-
-    def step() -> int:
-        nonlocal count
-        count += 1
-        return 0
-
-    await driver.set_progress_handler(step, 1)
-    try:
-        await driver.execute_fetchall(statement, parameters)
-    finally:
-        await driver.set_progress_handler(None, 1)
-    return count
-
-
-def in_plan(node: dict[str, Any]) -> int:
-    own = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
-    return int(own + sum(in_plan(each) for each in node.get("Plans", ())))
 
 
 CALLS: list[Callable[[Store], Awaitable[Any]]] = [
