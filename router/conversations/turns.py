@@ -55,6 +55,18 @@ class Turning(Struct, frozen=True):
     """The ids of the items that came with it."""
 
 
+class _Queue:
+    """The calls of this process on one conversation."""
+
+    __slots__ = ("holder", "lock", "wanted")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.wanted = 0
+        self.holder = ""
+        """The call whose turn it is."""
+
+
 class Answer:
     """An answer that is saved while it comes; a `router.http.production.Saving`."""
 
@@ -122,6 +134,9 @@ class Turns:
         """By the id of the call."""
         self._waiting: set[str] = set()
         """Calls that have their conversation and no stream yet."""
+        self._queues: dict[str, _Queue] = {}
+        self._places: dict[str, _Queue] = {}
+        """Call → where it stands."""
         self._wake = asyncio.Event()
         self._away = False
         self._log = structlog.get_logger("deltaway.conversations")
@@ -196,23 +211,48 @@ class Turns:
             await kept.release(self._store, conversation, call=call)
         except StoreAway as error:
             self._log.warning("a conversation stays taken until its lease is over", reason=str(error))
+        finally:
+            self._leave(call, conversation)
 
     async def _taken(self, call: Call, identity: str, settings: Conversations) -> None:
-        waited_until = time.monotonic() + (settings.wait if settings.busy == "wait" else 0.0)
-        while True:
-            now = _now()
-            until = now + int(LEASE * 1000)
-            if await kept.take(self._store, identity, call=call.id, writer=self._writer, at=now, until=until):
-                return
-            if time.monotonic() >= waited_until:
-                raise Conflict(
-                    "another call is writing its answer in this conversation: wait until it has ended, stop it, or "
-                    "fork the conversation",
-                    code="conversation_busy",
-                    param=_NAME,
-                    retry_after=1.0,
-                )
-            await asyncio.sleep(_AGAIN)
+        """Wait for the call's turn: those of this process in the order they came, then those of others."""
+        patience = float(settings.wait) if settings.busy == "wait" else 0.0
+        until = time.monotonic() + patience
+        queue = self._queues.setdefault(identity, _Queue())
+        queue.wanted += 1
+        self._places[call.id] = queue
+        try:
+            if queue.lock.locked() and not patience:
+                raise _busy()
+            try:
+                async with asyncio.timeout(patience or None):
+                    await queue.lock.acquire()
+            except TimeoutError:
+                raise _busy() from None
+            queue.holder = call.id
+            while True:
+                now = _now()
+                lease = now + int(LEASE * 1000)
+                if await kept.take(self._store, identity, call=call.id, writer=self._writer, at=now, until=lease):
+                    return
+                if time.monotonic() >= until:
+                    raise _busy()
+                await asyncio.sleep(_AGAIN)
+        except BaseException:
+            self._leave(call.id, identity)
+            raise
+
+    def _leave(self, call: str, identity: str) -> None:
+        """Let the next of this process have the conversation."""
+        queue = self._places.pop(call, None)
+        if queue is None:
+            return
+        queue.wanted -= 1
+        if queue.holder == call:
+            queue.holder = ""
+            queue.lock.release()
+        if not queue.wanted and self._queues.get(identity) is queue:
+            del self._queues[identity]
 
     async def _begun(
         self, generation: Generation, call: Call, conversation: Conversation, parent: str | None, ask: Ask | None
@@ -304,7 +344,8 @@ class Turns:
                 answer.dirty = True
             raise
         for answer in ended:
-            del self._answers[answer.call.id]
+            self._answers.pop(answer.call.id, None)
+            self._leave(answer.call.id, answer.conversation)
             answer.saved.set()
         for answer in changed:
             if answer.conversation in gone and answer.live.stopping is not None:
@@ -321,6 +362,16 @@ def _unsaid(messages: Sequence[Message], items: Sequence[Item]) -> tuple[Message
     while begin < len(messages) and isinstance(messages[begin], System) and messages[begin] in said:
         begin += 1
     return tuple(messages[begin:])
+
+
+def _busy() -> Conflict:
+    return Conflict(
+        "another call is writing its answer in this conversation: wait until it has ended, stop it, or fork the "
+        "conversation",
+        code="conversation_busy",
+        param=_NAME,
+        retry_after=1.0,
+    )
 
 
 def _missing() -> NotFound:
