@@ -15,7 +15,7 @@ import structlog
 from msgspec import Struct, structs
 
 from router.call import Call
-from router.conversation import Conversation, Draft, Item, ItemStatus
+from router.conversation import Conversation, Draft, Item, ItemStatus, Turn
 from router.conversations.answer import answer_messages
 from router.conversations.pieces import pieces, prefix_of
 from router.conversations.prompt import Prompts, rules_for
@@ -53,6 +53,8 @@ class Turning(Struct, frozen=True):
     conversation: str
     asked: tuple[str, ...]
     """The ids of the items that came with it."""
+    turn: Turn
+    """What is sent of it, to be recorded once there is an answer."""
 
 
 class _Queue:
@@ -74,6 +76,8 @@ class Answer:
         self.call = turning.call
         self.conversation = turning.conversation
         self.asked = turning.asked
+        self.turn: Turn | None = turning.turn
+        """None: it is on record."""
         self.live = live
         self.status: ItemStatus = "in_progress"
         self.saved = asyncio.Event()
@@ -114,8 +118,8 @@ class Answer:
                 protocol=self.call.request.protocol,
                 status=self.status,
                 call=self.call.id,
-                # the stream of a whole answer has it only when it has ended
-                stream=None if self.live.head.whole else self.live.head.id,
+                # the stream of a whole answer has it only when it has ended, and goes with it then
+                stream=None if self.live.head.whole and self.status == "in_progress" else self.live.head.id,
                 seq=self._seq,
                 created_at=self.call.trip.created_at,
             )
@@ -194,6 +198,12 @@ class Turns:
         answer = self._answers[turning.call.id] = Answer(turning, live, self)
         self._waiting.discard(turning.call.id)
         return answer
+
+    def deleted(self, call: str) -> None:
+        """The conversation in which that call writes is gone; does nothing if the call is none of this process."""
+        answer = self._answers.get(call)
+        if answer is not None and answer.live.stopping is not None:
+            answer.live.stopping(_deleted())
 
     async def end(self, turning: Turning) -> None:
         """The call will have no answer: what came with it is not said, and others may have the conversation."""
@@ -274,7 +284,6 @@ class Turns:
         ]
         try:
             added = await add(self._store, conversation.id, said, at=now, parent=parent)
-            await record_turn(self._store, prompt.turn)
         except ConversationMissing:
             raise _missing() from None
         except MissingItem:
@@ -292,7 +301,7 @@ class Turns:
             ) from None
         call.trip.headers.update(prompt.headers)
         request = structs.replace(call.request, messages=prompt.messages)
-        return Turning(call.with_request(request), conversation.id, tuple(item.id for item in added))
+        return Turning(call.with_request(request), conversation.id, tuple(item.id for item in added), prompt.turn)
 
     # -- while answers come ----------------------------------------------------------------------------------------
 
@@ -320,19 +329,40 @@ class Turns:
                 self._wake.set()
             except Exception as error:
                 self._log.error("answers could not be saved by a fault of ours", exc_info=error)
-                await asyncio.sleep(1.0)
+                await self._save_each()
+
+    async def _save_each(self) -> None:
+        """One by one, so that an answer that cannot be saved keeps no other from it."""
+        for answer in [answer for answer in self._answers.values() if answer.dirty]:
+            try:
+                await self._written([answer])
+            except StoreAway:
+                return
+            except Exception as error:
+                self._log.error("an answer cannot be saved", request_id=answer.call.id, exc_info=error)
+                answer.dirty = False
+                if answer.status != "in_progress":
+                    await self._let_go(answer.call.id, answer.conversation)
+                    answer.saved.set()
 
     async def _save(self) -> None:
         """Write down how the answers stand that have changed, in one transaction."""
         changed = [answer for answer in self._answers.values() if answer.dirty]
-        if not changed:
-            return
+        if changed:
+            await self._written(changed)
+
+    async def _written(self, changed: Sequence[Answer]) -> None:
         drafts: list[Draft] = []
         for answer in changed:
             answer.dirty = False
             drafts += answer.drafts()
         ended = [answer for answer in changed if answer.status != "in_progress"]
         try:
+            for answer in changed:
+                # of a call that is refused nothing is kept
+                if answer.turn is not None and not answer.refused:
+                    await record_turn(self._store, answer.turn)
+                    answer.turn = None
             gone = await save(self._store, drafts) if drafts else frozenset()
             for answer in ended:
                 if answer.refused:
@@ -349,9 +379,7 @@ class Turns:
             answer.saved.set()
         for answer in changed:
             if answer.conversation in gone and answer.live.stopping is not None:
-                answer.live.stopping(
-                    Gone("the conversation was deleted while its answer was written", code="conversation_deleted")
-                )
+                answer.live.stopping(_deleted())
 
 
 def _unsaid(messages: Sequence[Message], items: Sequence[Item]) -> tuple[Message, ...]:
@@ -380,6 +408,10 @@ def _missing() -> NotFound:
         code="conversation_not_found",
         param=_NAME,
     )
+
+
+def _deleted() -> Gone:
+    return Gone("the conversation was deleted while its answer was written", code="conversation_deleted")
 
 
 def _now() -> int:
