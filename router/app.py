@@ -82,7 +82,7 @@ from router.settings import PluginRow
 from router.store.items import Removed
 from router.store.store import StoreAway
 from router.store.summaries import StoredSummaries
-from router.streams.log import LogAway
+from router.streams.log import LogAway, stream_id
 from router.streams.streams import Streams
 from router.telemetry import configure
 from router.upstream import CarrierFactory, make_carrier, tls_context
@@ -339,8 +339,12 @@ def create_app(gateway: Gateway) -> Litestar:
     come_back = StreamEndpoint({dialect.name: dialect}, generations, streams, tokens)
 
     async def forget(removed: Removed) -> None:
-        """What the logs of streams have of what was removed."""
-        for stream in removed.streams:
+        """What the logs of streams have of what was removed, and the call that writes in it."""
+        streams_of = removed.streams
+        if removed.call is not None:
+            turns.deleted(removed.call)
+            streams_of = tuple(dict.fromkeys((*streams_of, stream_id(removed.call))))
+        for stream in streams_of:
             try:
                 await streams.remove(stream)
             except LogAway as error:

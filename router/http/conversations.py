@@ -17,7 +17,7 @@ from litestar.openapi.spec import Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import FromPath
 from litestar.response import Stream
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from router.call import Principal
 from router.conversation import MOST_ITEMS, ContextRules, Conversation, Item, Order, Strategy, Turn, conversation_id
@@ -401,7 +401,8 @@ def conversation_routes(store: Store, books: Books, caller: Caller, forget: Forg
             ) from None
         if removed is None:
             raise _no_item("item_id", NotFound)
-        await forget(removed)
+        # who writes in it meanwhile goes on
+        await forget(structs.replace(removed, call=None))
         return _shown(known)
 
     # -- all of them ---------------------------------------------------------------------------------------------------
