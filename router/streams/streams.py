@@ -151,8 +151,11 @@ class Streams:
 
     async def remove(self, stream: str) -> None:
         """Stop it, and delete what is kept of it. Raises `LogAway`."""
-        live = self._live.get(stream)
+        live = self._live.pop(stream, None)
+        self._dirty.pop(stream, None)
         if live is not None:
+            # what still comes is for nobody, and the log does not get to know the stream again
+            live.begun = True
             self._stop(live)
         await self.log.stop(stream)
         await self.log.remove(stream)

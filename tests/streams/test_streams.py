@@ -232,6 +232,23 @@ async def test_another_process_stops_it_and_reads_along() -> None:
         assert await reader == ([block(1), block("stopped")], "stopped")
 
 
+async def test_what_is_removed_is_gone_at_once_and_stays_gone() -> None:
+    log = Away(600, 1 << 20)
+    async with opened(log) as streams:
+        for begun_ in (True, False):
+            log.away = not begun_
+            live = await begun(streams)
+            log.away = False
+            live.add(block(1))
+            await streams.remove(ID)
+            assert await streams.look(ID, 0) is None
+            live.add(block(2))
+            live.end("stopped")
+            await asyncio.sleep(0.2)
+            assert await streams.look(ID, 0) is None
+            assert len(streams) == 0
+
+
 class Widowed(MemoryLog):
     """Its first writer has died."""
 
