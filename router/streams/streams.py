@@ -109,7 +109,8 @@ class Streams:
         looked, pause = time.monotonic(), _POLL[0]
         try:
             while True:
-                live = self._live.get(stream)
+                # who reads one that is removed sees how it ends
+                live = self._live.get(stream, entered)
                 if live is not None and entered is None:
                     entered = live
                     live.enter()
