@@ -154,6 +154,8 @@ async def fetch(port: int, path: str) -> tuple[int, Any]:
         answer = await reader.read()
     finally:
         writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
     if not answer:
         raise ConnectionResetError("the gateway closed the connection without an answer")
     head_bytes, _, body = answer.partition(b"\r\n\r\n")

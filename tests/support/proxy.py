@@ -85,18 +85,20 @@ class Proxy:
         if opened is None:
             return
         from_server, to_server = opened
-        first, end, rest = head.partition(b"\r\n")
-        to_server.write(first + end + b"connection: close\r\n" + _CONNECTION.sub(b"", rest))
-        there = asyncio.create_task(_copied(reader, to_server))
-        back = asyncio.create_task(self._answered(from_server, writer))
+        there = back = None
         try:
+            first, end, rest = head.partition(b"\r\n")
+            to_server.write(first + end + b"connection: close\r\n" + _CONNECTION.sub(b"", rest))
+            there = asyncio.create_task(_copied(reader, to_server))
+            back = asyncio.create_task(self._answered(from_server, writer))
             # the client leaves, or the answer ends
             await asyncio.wait({there, back}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for each in (there, back):
-                each.cancel()
-            await asyncio.gather(there, back, return_exceptions=True)
             to_server.close()
+            for each in (there, back):
+                if each is not None:
+                    each.cancel()
+            await asyncio.gather(*filter(None, (there, back)), return_exceptions=True)
 
     async def _open(self, number: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         for offset in range(len(self.ports)):
@@ -161,3 +163,6 @@ async def proxy(ports: Sequence[int], cuts: Iterable[Cut] = ()) -> AsyncIterator
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # closed connections leave in a later turn of the loop
+        for _ in range(3):
+            await asyncio.sleep(0)
