@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from router.app import Gateway
 from support.raw import Raw
 from support.serving import asking, client, config_for, create_app, gateway, served
 from support.stores import BACKENDS, Backend, store_url
@@ -90,11 +91,15 @@ class Opened:
 
 @asynccontextmanager
 async def opened(
-    script: Script = plays_hello, more: str = "", plugins: str = "[logging, usage]", server: str = "{}"
+    script: Script = plays_hello,
+    more: str = "",
+    plugins: str = "[logging, usage]",
+    see: Callable[[Gateway], None] = lambda made: None,
 ) -> AsyncIterator[Opened]:
     async with vendor(script) as played:
-        text = config_for(played.url, plugins, server) + more
-        async with served(create_app(gateway(text))) as url, client(url) as http:
+        made = gateway(config_for(played.url, plugins) + more)
+        see(made)
+        async with served(create_app(made)) as url, client(url) as http:
             yield Opened(http, played, url)
 
 
@@ -204,8 +209,8 @@ BAD_TURNS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_a_turn_that_is_wrong_is_refused_and_leaves_nothing(database: str) -> None:
-    async with opened(more=database) as at:
+async def test_a_turn_that_is_wrong_is_refused_and_leaves_nothing() -> None:
+    async with opened() as at:
         conversation = await at.made()
         for more, param in BAD_TURNS:
             body = json.loads(json.dumps(more).replace("SAME", conversation))
@@ -216,8 +221,8 @@ async def test_a_turn_that_is_wrong_is_refused_and_leaves_nothing(database: str)
         assert at.played.requests == []
 
 
-async def test_a_parent_must_be_the_last_item(database: str) -> None:
-    async with opened(answers("one", "two"), database) as at:
+async def test_a_parent_must_be_the_last_item() -> None:
+    async with opened(answers("one", "two")) as at:
         conversation, other = await at.made(), await at.made(items=[{"role": "user", "content": "x"}])
         await at.says(conversation, "Hi")
         first, last = [each["id"] for each in await at.items(conversation)]
@@ -279,11 +284,11 @@ async def test_a_turn_sends_what_was_said_and_both_sides_are_saved(database: str
         ]
 
 
-async def test_the_same_instructions_are_not_saved_twice(database: str) -> None:
+async def test_the_same_instructions_are_not_saved_twice() -> None:
     def system(text: str) -> dict[str, Any]:
         return {"role": "system", "content": text}
 
-    async with opened(answers("1", "2", "3"), database) as at:
+    async with opened(answers("1", "2", "3")) as at:
         conversation = await at.made()
         await at.says(conversation, system("Be brief."), "a")
         await at.says(conversation, system("Be brief."), "b")
@@ -375,8 +380,8 @@ async def test_the_answers_cost_is_its_receipts(database: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_repeated_call_adds_its_turn_once(database: str, stream: bool) -> None:
-    async with opened(answers("one", "two"), database) as at:
+async def test_a_repeated_call_adds_its_turn_once(stream: bool) -> None:
+    async with opened(answers("one", "two")) as at:
         conversation = await at.made()
         key = {"idempotency-key": "k1"}
         first, second = await asyncio.gather(
@@ -392,7 +397,7 @@ async def test_a_repeated_call_adds_its_turn_once(database: str, stream: bool) -
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_broken_vendor_leaves_an_incomplete_answer(database: str, stream: bool) -> None:
+async def test_a_broken_vendor_leaves_an_incomplete_answer(stream: bool) -> None:
     async def breaks(exchange: Exchange) -> None:
         exchange.cut()
 
@@ -405,7 +410,7 @@ async def test_a_broken_vendor_leaves_an_incomplete_answer(database: str, stream
         else:
             exchange.cut()
 
-    async with opened(plays(dies, dies, dies, answers("better")), database + "models: {r: {targets: [v/m]}}\n") as at:
+    async with opened(plays(dies, dies, dies, answers("better")), "models: {r: {targets: [v/m]}}\n") as at:
         conversation = await at.made()
         answer = await at.says(conversation, "Hi", stream=stream)
         if stream:
@@ -428,7 +433,7 @@ async def test_a_broken_vendor_leaves_an_incomplete_answer(database: str, stream
 
 @pytest.mark.parametrize("policy", ["cancel", "finish"])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_what_becomes_of_the_answer_when_its_client_leaves(database: str, policy: str, stream: bool) -> None:
+async def test_what_becomes_of_the_answer_when_its_client_leaves(policy: str, stream: bool) -> None:
     go_on, asked = asyncio.Event(), asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -439,7 +444,7 @@ async def test_what_becomes_of_the_answer_when_its_client_leaves(database: str, 
             await go_on.wait()
             await exchange.whole(200, completion("one two three"))
 
-    async with opened(script, database) as at:
+    async with opened(script) as at:
         conversation = await at.made()
         said = {"x_deltaway_conversation": conversation, "x_deltaway_on_disconnect": policy}
         raw = await Raw.post(at.url, asking("v/m", stream), **said)
@@ -520,9 +525,9 @@ async def test_what_is_deleted_is_not_read_at_its_stream_either(stream: bool) ->
                     await asyncio.sleep(0.02)
 
 
-async def test_an_older_item_may_be_deleted_while_an_answer_is_written(database: str) -> None:
+async def test_an_older_item_may_be_deleted_while_an_answer_is_written() -> None:
     go_on = asyncio.Event()
-    async with opened(begins(go_on), database) as at:
+    async with opened(begins(go_on)) as at:
         conversation = await at.made(items=[user("old")])
         asked = asyncio.create_task(at.says(conversation, "Hi", stream=True))
         item = await at.until(conversation, 3)
@@ -532,6 +537,48 @@ async def test_an_older_item_may_be_deleted_while_an_answer_is_written(database:
         go_on.set()
         assert (await asked).text.endswith("[DONE]\n\n")
         assert [text for _, text, _ in await at.told(conversation)] == ["Hi", "one two three"]
+
+
+async def test_an_answer_that_is_stopped_stays_as_far_as_it_came() -> None:
+    async with opened(plays(begins(asyncio.Event()), answers("more"))) as at:
+        conversation = await at.made()
+        asked = asyncio.create_task(at.says(conversation, "Hi", stream=True))
+        item = await at.until(conversation, 2)
+        assert (await at.http.delete(item["deltaway"]["stream"])).status_code == 202
+        assert '"code":"stopped"' in (await asked).text
+        assert [each[1:] for each in await at.told(conversation)] == [("Hi", "completed"), ("one two ", "incomplete")]
+        await at.says(conversation, "and?")
+        assert [each["content"] for each in at.sent()] == ["Hi", "one two ", "and?"]
+
+
+async def test_an_answer_that_nobody_waits_for_is_kept() -> None:
+    async with opened(answers("one two three")) as at:
+        conversation = await at.made()
+        answer = await at.says(conversation, "Hi", stream=True, by={"prefer": "respond-async"})
+        assert answer.status_code == 202
+        assert answer.headers["x-deltaway-conversation"] == conversation
+        assert text_of(await at.until(conversation, 2, "completed")) == "one two three"
+        assert "one" in (await at.http.get(answer.json()["url"])).text
+
+
+async def test_without_the_store_a_turn_is_refused_and_one_that_runs_is_saved_later() -> None:
+    go_on, seen = asyncio.Event(), list[Gateway]()
+    async with opened(begins(go_on), see=seen.append) as at:
+        conversation = await at.made()
+        asked = asyncio.create_task(at.says(conversation, "Hi", stream=True))
+        await at.until(conversation, 2)
+        store = seen[0].backing.store
+        await store.close()
+        refused = await at.says(conversation, "and?")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        go_on.set()
+        await at.played.settled()
+        await store.open()
+        assert (await asked).text.endswith("[DONE]\n\n")
+        assert [each[1:] for each in await at.told(conversation)] == [
+            ("Hi", "completed"),
+            ("one two three", "completed"),
+        ]
 
 
 # -- one at a time -------------------------------------------------------------------------------------------------
@@ -554,9 +601,9 @@ async def test_two_calls_at_once_come_one_after_the_other(database: str) -> None
         assert [each["content"] for each in at.sent()] == ["a", "one two three", "b"]
 
 
-async def test_one_that_waits_too_long_or_leaves_meanwhile_says_nothing(database: str) -> None:
+async def test_one_that_waits_too_long_or_leaves_meanwhile_says_nothing() -> None:
     go_on = asyncio.Event()
-    more = database + "conversations: {wait: 300ms}\n"
+    more = "conversations: {wait: 300ms}\n"
     async with opened(plays(begins(go_on), answers("after")), more) as at:
         conversation = await at.made()
         first = asyncio.create_task(at.says(conversation, "a", stream=True))
@@ -572,9 +619,9 @@ async def test_one_that_waits_too_long_or_leaves_meanwhile_says_nothing(database
         assert [text for _, text, _ in await at.told(conversation)] == ["a", "one two three", "d", "after"]
 
 
-async def test_a_second_call_is_refused_where_that_is_said(database: str) -> None:
+async def test_a_second_call_is_refused_where_that_is_said() -> None:
     go_on = asyncio.Event()
-    async with opened(begins(go_on), database + "conversations: {busy: refuse}\n") as at:
+    async with opened(begins(go_on), "conversations: {busy: refuse}\n") as at:
         conversation = await at.made()
         first = asyncio.create_task(at.says(conversation, "a", stream=True))
         await at.until(conversation, 2)
@@ -590,7 +637,7 @@ async def test_a_second_call_is_refused_where_that_is_said(database: str) -> Non
 
 
 async def test_a_page_and_the_stream_from_there_are_the_whole_answer_at_any_moment(database: str) -> None:
-    words = [f"word{number} " for number in range(40)]
+    words = [f"word{number} " for number in range(30)]
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -633,8 +680,8 @@ def long_past(turns: int) -> list[dict[str, Any]]:
     return said
 
 
-async def test_older_turns_are_left_out_and_it_is_said(database: str) -> None:
-    async with opened(answers("short"), database) as at:
+async def test_older_turns_are_left_out_and_it_is_said() -> None:
+    async with opened(answers("short")) as at:
         past = long_past(8)
         conversation = await at.made(items=past, context={"strategy": "truncate", "window": 1500})
         answer = await at.says(conversation, "now", max_tokens=100)

@@ -116,6 +116,14 @@ class TestAnswers:
         said = "The tool says: rain, noon"
         assert await does("runner", gateway_url) == {"whole": said, "streamed": said}
 
+    async def test_conversations_are_kept_and_paged(self, gateway_url: str) -> None:
+        found = await does("conversations", gateway_url)
+        assert found["ascending"] == ["a", "b", "c", "d", "d", "e"]
+        assert found["descending"] == ["e", "d", "d", "c", "b", "a"]
+        assert found["ids"] == [True] * 4
+        assert found["topics"] == ["tea", "rice", "rice"]
+        assert (found["missing"]["status"], found["missing"]["code"]) == (404, "conversation_not_found")
+
     async def test_an_answer_to_a_schema_is_parsed(self, gateway_url: str) -> None:
         parsed = await does("schema", gateway_url)
         assert isinstance(parsed["certain"], bool)

@@ -255,6 +255,31 @@ const themes = {
     const answer = await completions.create(request, { headers: { 'x-deltaway-tags': 'team=a' }, query: { trace: '1' } });
     return answer.choices[0].message.content;
   },
+
+  async conversations() {
+    const { items } = client.conversations;
+    const said = (text) => ({ type: 'message', role: 'user', content: text });
+    const texts = async (list) => {
+      const found = [];
+      for await (const item of list) found.push(item.content[0].text);
+      return found;
+    };
+    const made = await client.conversations.create({ metadata: { topic: 'tea' }, items: ['a', 'b', 'c'].map(said) });
+    const headers = { 'x-deltaway-conversation': made.id };
+    await completions.create(asked('mock/echo', 'd'), { headers });
+    await items.create(made.id, { items: [said('e')] });
+    const ascending = await texts(items.list(made.id, { order: 'asc', limit: 2 }));
+    const descending = await texts(items.list(made.id, { order: 'desc', limit: 2 }));
+    const last = (await items.list(made.id, { limit: 1 })).data[0];
+    const one = await items.retrieve(last.id, { conversation_id: made.id });
+    const left = await items.delete(last.id, { conversation_id: made.id });
+    const changed = await client.conversations.update(made.id, { metadata: { topic: 'rice' } });
+    const found = await client.conversations.retrieve(made.id);
+    const deleted = await client.conversations.delete(made.id);
+    const missing = await failure(client.conversations.retrieve(made.id));
+    const ids = [one.id === last.id, left.id === made.id, found.id === made.id, deleted.id === made.id];
+    return { ascending, descending, ids, topics: [made, changed, found].map((each) => each.metadata.topic), missing };
+  },
 };
 
 console.log(JSON.stringify(await themes[theme]()));
