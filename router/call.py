@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from router.access import Budget, Limits, OnDisconnect
-from router.errors import BudgetSpent, ClientGone, ProviderError, RouterError, Stopped, TimedOut
+from router.errors import BudgetSpent, ClientGone, Gone, ProviderError, RouterError, Stopped, TimedOut
 from router.events import Event, Usage
 from router.experiment import Assigned
 from router.generated import Generated
@@ -298,7 +298,7 @@ def outcome_of(error: BaseException | None, trip: Trip, attempt: Attempt | None 
         error = trip.interruption
     if isinstance(error, ClientGone):
         return "client_gone"
-    if isinstance(error, Stopped):
+    if isinstance(error, Stopped | Gone):
         return "stopped"
     if isinstance(error, TimedOut):
         return "timeout"

@@ -502,6 +502,7 @@ async def test_a_conversation_deleted_under_a_call_ends_it_and_stays_deleted(dat
         assert (await at.http.get(f"{ALL}/{conversation}")).status_code == 404
         assert (await at.http.get(ALL)).json()["data"] == []
         assert (await at.http.get(f"{ALL}/search", params={"q": "one"})).json()["data"] == []
+        assert [each["outcome"] for each in await at.receipts()] == ["stopped"]
         stream_id = answer.headers["x-deltaway-stream"]
         async with asyncio.timeout(5):
             while (await at.http.get(f"/v1/streams/{stream_id}")).status_code == 200:
