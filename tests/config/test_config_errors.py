@@ -19,7 +19,10 @@ def errors(text: str, environ: dict[str, str] | None = None) -> list[str]:
     return [str(problem).removeprefix("c.yaml:") for problem in caught.value.problems]
 
 
-TOP = "(known: conversations, experiments, health, ledger, models, plugins, prices, providers, server, shared, store, streams)"
+TOP = (
+    "(known: conversations, experiments, health, ledger, models, plugins, prices, providers, server, shared, store, "
+    "streams)"
+)
 ROW = (
     "(known: api_key, api_keys, base_url, can, headers, max_parallel, models, options, price_list, protocol, region, "
     "timeouts, transport)"
