@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,10 @@ def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test works in a directory of its own: a gateway keeps its ledger where it was started."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_is_given_back() -> Iterator[None]:
+    """Gateways of tests are circles of objects, some with vocabularies of 80 MB, and the collector takes its time."""
+    yield
+    gc.collect()

@@ -109,7 +109,7 @@ KEYS = {
         "server: {heartbeet: 1s}\n",
         (
             "1:10: unknown key `heartbeet` in `server`: did you mean `heartbeat`? "
-            "(known: body_limit, cors, heartbeat, region, shutdown, watch)"
+            "(known: body_limit, cors, heartbeat, on_disconnect, region, shutdown, watch)"
         ),
     ),
     "cors": (
@@ -139,7 +139,7 @@ KEYS = {
         f"{MOCK}models: {{chat: {{targets: [mock/echo], mirror: {{}}}}}}\n",
         (
             "2:39: unknown key `mirror` in `models.chat` "
-            "(known: balance, continuation, fallback, hedge, retry, targets, timeouts)"
+            "(known: balance, context, continuation, fallback, hedge, on_disconnect, retry, targets, timeouts)"
         ),
     ),
     "target": (
