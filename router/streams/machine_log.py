@@ -452,6 +452,8 @@ class MachineLog:
                 self._unlink()
                 connection = self._connect()
             self._connection, self._inode = connection, _inode(self._path)
+            # a process may have been killed between a removal and its checkpoint
+            self._unforgotten = True
         return connection
 
     def _connect(self) -> sqlite3.Connection:

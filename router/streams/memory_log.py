@@ -119,8 +119,10 @@ class MemoryLog:
     async def claim(self, owner: str, key: str, stream: str, fingerprint: str) -> Claim:
         self._expire()
         found = self._claims.get((owner, key))
-        if found is not None and (found[0] in self._streams or found[2] > self._clock()):
-            return Claim(found[0], found[1], False)
+        if found is not None:
+            kept = self._streams.get(found[0])
+            if found[2] > self._clock() if kept is None else not kept.expired:
+                return Claim(found[0], found[1], False)
         self._unclaim((owner, key))
         self._claims[owner, key] = (stream, fingerprint, self._clock() + self.keep)
         self._claimed.setdefault(stream, set()).add((owner, key))

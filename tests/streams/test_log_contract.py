@@ -567,6 +567,14 @@ async def test_a_claim_stays_while_its_stream_is_kept_and_goes_with_its_blocks(h
     assert (await log.claim("", "k", ID, "f")).stream == OTHER
 
 
+async def test_a_claim_for_a_stream_whose_blocks_are_gone_holds_nobody_back(house: House) -> None:
+    log = await begun(house)
+    await add(log, 1, blocks(1, 1), "finished")
+    house.clock.advance(KEEP)
+    assert (await log.claim("", "k", ID, "f")).fresh
+    assert (await log.claim("", "k", OTHER, "g")).fresh
+
+
 async def test_a_claim_whose_stream_never_began_goes_after_its_time(house: House) -> None:
     log = await house.view()
     await log.claim("", "k", ID, "f")
@@ -634,6 +642,17 @@ STEPS = st.lists(st.one_of(APPENDS, APPENDS, READS, READS, SEALS), max_size=25)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_whatever_is_done_it_is_as_the_model_says(kind: str, tmp_path: Path, steps: list[tuple[object, ...]]) -> None:
+    play(kind, tmp_path, steps)
+
+
+@pytest.mark.needs("redis")
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_whatever_is_done_in_redis_it_is_as_the_model_says(tmp_path: Path, steps: list[tuple[object, ...]]) -> None:
+    play("redis", tmp_path, steps)
+
+
+def play(kind: str, tmp_path: Path, steps: list[tuple[object, ...]]) -> None:
     limit = 1000
 
     async def played() -> None:

@@ -1,6 +1,7 @@
 """The stream log in a file of the machine: processes that die, files that are damaged, locked or full, what stays."""
 
 import asyncio
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -39,6 +40,29 @@ async def main():
 
 asyncio.run(main())
 """
+
+DIES_REMOVING = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from router.streams.log import Appended, StreamHead
+from router.streams.machine_log import MachineLog
+
+class Dies(MachineLog):
+    def _remove(self, connection, stream):
+        self._forget = lambda connection: os.kill(os.getpid(), signal.SIGKILL)
+        super()._remove(connection, stream)
+
+async def main():
+    log = Dies(Path(sys.argv[1]), 600, 1 << 20)
+    async with log.lifespan():
+        await log.begin(StreamHead(
+            id="s", owner="", writer="jrn_child", request_id="req_1", dialect="openai.chat", model="m", created_at=1))
+        await log.append("jrn_child", [Appended("s", 1, (b"data: %s\\n\\n" % sys.argv[2].encode(),))])
+        await log.remove("s")
+
+asyncio.run(main())
+"""
+"""Killed when the removal is written, and the file is not yet tidied."""
 
 
 def head(stream: str = ID, writer: str = "jrn_a") -> StreamHead:
@@ -213,6 +237,17 @@ async def test_of_what_outlived_its_time_no_byte_stays_in_any_file(tmp_path: Pat
         data = bytes_of(tmp_path)
         assert b"strm_" not in data
         assert b"jrn_a" not in data
+
+
+async def test_what_a_process_was_killed_over_removing_is_gone_when_the_file_is_opened_again(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", DIES_REMOVING, str(tmp_path / FILE), SECRET]
+    died = await asyncio.to_thread(subprocess.run, arguments, cwd=ROOT, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert SECRET.encode() in bytes_of(tmp_path)
+    async with (log := a_log(tmp_path)).lifespan():
+        await log.sweep()
+        assert await log.read("s", 0) is None
+        assert SECRET.encode() not in bytes_of(tmp_path)
 
 
 async def test_what_is_there_when_it_is_opened_is_swept(tmp_path: Path) -> None:
