@@ -70,7 +70,7 @@ local function see(writer)
   local at, open = seen(writer), root .. 'open:' .. writer
   if now - at >= math.max(keep, DEAD) then
     for _, id in ipairs(redis.call('ZRANGE', open, 0, -1)) do
-      if redis.call('EXISTS', root .. 'stream:' .. id) == 1 then
+      if redis.call('HGET', root .. 'stream:' .. id, 'writer') == writer then
         redis.call('HSET', root .. 'stream:' .. id, 'over', string.format('%.0f', at))
       end
       closed(id, writer)
@@ -224,8 +224,10 @@ while from <= found.last and size <= most do
   local some = redis.call('XRANGE', blocks, string.format('%.0f-0', from), '+', 'COUNT', 8)
   if #some == 0 then break end
   for _, entry in ipairs(some) do
-    entries[#entries + 1] = {tonumber(entry[2][2]), entry[2][4]}
-    size = size + #entry[2][4]
+    local first = tonumber(entry[2][2])
+    entries[#entries + 1] = {first, entry[2][4]}
+    -- one that is wanted in part is not measured
+    if first > after then size = size + #entry[2][4] end
     from = tonumber(string.match(entry[1], '^%d+')) + 1
     if size > most then break end
   end

@@ -277,6 +277,17 @@ async def test_a_read_gives_as_many_bytes_as_are_asked_for_but_one_block_at_leas
     assert tuple(read) == await all_of(log)
 
 
+async def test_what_is_not_asked_for_takes_no_room_in_a_read(house: House) -> None:
+    log = await begun(house)
+    size = len(block(100))
+    await add(log, 1, blocks(100, 109))
+    await add(log, 11, blocks(110, 119))
+    for after in (1, 5, 8, 9, 10):
+        for count in (1, 2, 5, 10):
+            found = await got(log, after, limit=size * count)
+            assert found.blocks == blocks(100 + after, 99 + after + count), (after, count)
+
+
 async def test_when_it_was_read_is_told_to_its_writer_until_it_ends(house: House) -> None:
     log = await begun(house, ID, OTHER)
     other = await house.view()
@@ -507,6 +518,16 @@ async def test_an_id_that_was_forgotten_may_begin_again(house: House) -> None:
     await log.remove(ID)
     await log.begin(head())
     assert await got(log) == Stretch(head(), 1, (), 1, 0, None)
+
+
+async def test_a_process_that_wakes_up_ends_no_stream_that_another_began_since(house: House) -> None:
+    log = await begun(house)
+    other = await house.view()
+    house.clock.advance(KEEP + DAY)
+    await other.begin(head(writer=READER))
+    await log.append(WRITER, [])
+    assert await add(other, 1, blocks(1, 1), writer=READER) == set()
+    assert await all_of(log) == blocks(1, 1)
 
 
 async def test_what_was_removed_is_gone_for_everybody(house: House) -> None:
