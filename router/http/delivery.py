@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from router.errors import InvalidRequest, RouterError
+from router.errors import Gone, InvalidRequest, RouterError
 from router.http.leaving import when_left
 from router.http.reply import StreamedReply
 from router.http.request import Receive
@@ -106,6 +106,14 @@ async def deliver(
                     # a heartbeat may have gone out meanwhile
                     if not reply.started:
                         raise Refused(error)
+                if not ids and stretch.first > after + 1:
+                    # without ids nothing could be said of the gap, and what follows it would look whole
+                    raise Gone(
+                        "some of this answer was evicted before it was read (`streams.limit`): the rest is left out",
+                        code="stream_evicted",
+                    )
+                if stretch.expired:
+                    raise Gone("the time is over for which this answer could be read", code="stream_expired")
                 data = rendered(stretch, after, ids=ids)
                 if retry and data:
                     # within an event: a block of its own would be an empty event to some clients
@@ -116,9 +124,7 @@ async def deliver(
                     await reply.end(data)
                     return
                 await reply.write(data)
-            # its time was over in the middle of it
-            await reply.end(b"")
-    except (StreamUnknown, LogAway) as error:
+    except (StreamUnknown, LogAway, Gone) as error:
         if not reply.started:
             raise
         # without an id: who comes back goes on where it was

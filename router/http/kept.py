@@ -18,7 +18,7 @@ from router.call import Call, Trip
 from router.conversations.completions import KeptCompletions
 from router.conversations.turns import Turning, Turns
 from router.dialect import Asked, Dialect
-from router.errors import ClientGone, Conflict, InternalError, InvalidRequest, RouterError, StoreUnavailable
+from router.errors import ClientGone, Conflict, Gone, InternalError, InvalidRequest, RouterError, StoreUnavailable
 from router.events import Event
 from router.generation import Generation
 from router.http.aside import Aside
@@ -124,7 +124,7 @@ class Kept:
             checked_metadata(asked.request.metadata)
         stream = stream_id(call.id)
         if head.idempotency_key is not None:
-            first = await self._claimed(owner, head.idempotency_key, stream, call, body)
+            first = await self._claimed(owner, head, head.idempotency_key, stream, call, body)
             if first != stream:
                 return await self._repeated(first, asked, head)
         try:
@@ -169,7 +169,7 @@ class Kept:
             )
         except Refused as refused:
             await self._refuse(send, reading, refused.error)
-        except (StreamUnknown, LogAway) as error:
+        except (StreamUnknown, LogAway, Gone) as error:
             await self._refuse(send, reading, _unreadable(error))
 
     # -- beginning -------------------------------------------------------------------------------------------------
@@ -214,9 +214,11 @@ class Kept:
             raise ClientGone("the client left while it waited for its turn in the conversation")
         return turning
 
-    async def _claimed(self, owner: str, key: str, stream: str, call: Call, body: bytes) -> str:
+    async def _claimed(self, owner: str, head: Head, key: str, stream: str, call: Call, body: bytes) -> str:
         """The stream that the key stands for. Raises `Conflict` if it was used for another request."""
-        fingerprint = hashlib.sha256(call.dialect.encode() + b"\0" + body).hexdigest()
+        # what is asked, where it is said, and in what form the answer is wanted
+        asked = [call.dialect, call.conversation, head.respond_async, call.regions, call.forced, head.tags]
+        fingerprint = hashlib.sha256(msgspec.json.encode(asked) + b"\0" + body).hexdigest()
         try:
             claim = await self._streams.log.claim(owner, key, stream, fingerprint)
         except LogAway as error:
@@ -359,6 +361,8 @@ class Kept:
 
 
 def _unreadable(error: Exception) -> RouterError:
+    if isinstance(error, RouterError):
+        return error
     if isinstance(error, StreamUnknown):
         return InternalError("the stream of this answer was lost: ask again")
     return StoreUnavailable(f"the stream log is away: {error}", retry_after=2.0)

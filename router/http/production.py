@@ -61,6 +61,8 @@ class Production:
         # the loop alone would let it be collected
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # a task that was cancelled before its first step has ended nothing
+        task.add_done_callback(lambda done: live.end("interrupted"))
         live.stopping = lambda error: interrupt(task, call.trip, error)
 
     async def _produced(
@@ -139,7 +141,8 @@ def desertion(live: LiveStream, call: Call) -> None:
     """Nobody reads the answer any more: end it, unless others wait for it inside."""
 
     def left() -> None:
-        if live.stopping is not None:
+        # somebody may have come back while others held it
+        if live.stopping is not None and not live.readers:
             live.stopping(ClientGone("whoever read this answer has left"))
 
     if call.trip.holders:

@@ -195,6 +195,8 @@ class StreamEndpoint:
 
 
 def _unreadable(error: Exception) -> RouterError:
+    if isinstance(error, RouterError):
+        return error
     if isinstance(error, StreamUnknown):
         return Gone("this stream is not kept any more", code="stream_expired")
     return StoreUnavailable(f"streams cannot be read now: {error}", retry_after=2.0)

@@ -29,6 +29,7 @@ class LiveStream:
         "_linger",
         "_size",
         "_timer",
+        "_told_read",
         "_waiting",
         "begun",
         "ended",
@@ -64,8 +65,9 @@ class LiveStream:
         self.begun = False
         """Whether the log knows it."""
         self.readers = 0
-        self.read_elsewhere = 0
-        """When another process last read it, in Unix milliseconds."""
+        self.read_elsewhere = float("-inf")
+        """When another process last read it, as far as we have heard (`time.monotonic()`)."""
+        self._told_read = 0
         self.stopping: Callable[[RouterError], None] | None = None
         """Ends it early, for a reason."""
         self._limit = max(limit, _LEAST)
@@ -149,19 +151,23 @@ class LiveStream:
         """See whether anybody reads; if not, wait for somebody for a while."""
         if self.readers or self.ended is not None or self._deserted is None or self._timer is not None:
             return
-        if self._linger <= 0:
-            self._deserted()
-        else:
-            self._timer = asyncio.get_running_loop().call_later(self._linger, self._look)
+        # a moment in any case: the call may not have had its first step yet
+        self._timer = asyncio.get_running_loop().call_later(self._linger, self._look)
 
     def _look(self) -> None:
         self._timer = None
         if self.readers or self.ended is not None or self._deserted is None:
             return
-        if time.time() * 1000 - self.read_elsewhere < self._linger * 1000:
+        if self._linger and time.monotonic() - self.read_elsewhere < self._linger:
             self.watch()
         else:
             self._deserted()
+
+    def told_read(self, at: int) -> None:
+        """The log says when others last read it, by a clock that need not be ours: what counts is that it changed."""
+        if at != self._told_read:
+            self._told_read = at
+            self.read_elsewhere = time.monotonic()
 
     def _disarm(self) -> None:
         if self._timer is not None:

@@ -28,6 +28,8 @@ _PATIENCE: Final = 1.0
 """Seconds that a call waits for the log to take its stream; then it goes on without."""
 _POLL: Final = (0.05, 0.25)
 """Seconds between two looks into the log at a stream of another process: at first, and at most."""
+_OUTAGE: Final = 15.0
+"""Seconds that a reader of another process' stream waits for a log that is away."""
 _LIVING: Final = 1.0
 """Seconds between two looks whether that process lives."""
 
@@ -107,6 +109,7 @@ class Streams:
         leaves it early. Raises `StreamUnknown`, `LogAway`."""
         entered: LiveStream | None = None
         looked, pause = time.monotonic(), _POLL[0]
+        known, away_since = False, None
         try:
             while True:
                 # who reads one that is removed sees how it ends
@@ -119,9 +122,19 @@ class Streams:
                     await live.changed()
                     continue
                 if found is None:
-                    found = await self.log.read(stream, after)
+                    try:
+                        found = await self.log.read(stream, after)
+                        away_since = None
+                    except LogAway:
+                        away_since = away_since or time.monotonic()
+                        if not known or time.monotonic() - away_since > _OUTAGE:
+                            raise
+                        # the answer goes on meanwhile, and so may its reader
+                        await asyncio.sleep(_POLL[1])
+                        continue
                 if found is None:
                     raise StreamUnknown(stream)
+                known = True
                 if found.ended == "interrupted" and after > found.last > 0:
                     after = found.last - 1
                     continue
@@ -238,7 +251,7 @@ class Streams:
             for stream, at in told.read_at.items():
                 read = self._live.get(stream)
                 if read is not None:
-                    read.read_elsewhere = max(read.read_elsewhere, at)
+                    read.told_read(at)
 
     def _went_away(self, error: BaseException) -> None:
         if not self._away:

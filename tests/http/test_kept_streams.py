@@ -302,7 +302,8 @@ async def test_finish_goes_on_without_its_client_and_cancel_does_not() -> None:
         assert gone["usage"]["output"] >= 10
         receipt = await outcome(http, finished)
         assert (receipt["outcome"], receipt["usage"]["source"]) == ("finished", "reported")
-        assert played.abandoned == 1
+        # it would have gone on for two seconds
+        await played.settled(1.0)
 
 
 async def test_the_server_the_route_and_the_call_say_what_becomes_of_it_the_nearer_first() -> None:
@@ -344,7 +345,8 @@ async def test_it_is_stopped_from_anywhere_and_settled_with_what_was_used() -> N
         receipt = await outcome(http, number)
         assert (receipt["outcome"], receipt["usage"]["source"]) == ("stopped", "estimated")
         assert receipt["usage"]["output"] >= 10
-        assert played.abandoned == 1
+        # it would have gone on for two seconds
+        await played.settled(1.0)
         again = await http.delete(f"/v1/streams/{stream}")
         assert (again.status_code, again.json()["outcome"]) == (200, "stopped")
 
@@ -375,6 +377,36 @@ async def test_a_key_for_another_request_is_refused_and_another_clients_key_is_i
         assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
         assert theirs.headers["x-request-id"] != first.headers["x-request-id"]
         assert theirs.status_code == 200
+
+
+async def test_what_was_evicted_is_never_passed_over_where_there_are_no_ids_to_say_so() -> None:
+    async with opened(more="streams: {limit: 64KiB}\nshared: memory\n") as http:
+        sent: dict[str, Any] = {"json": asking("mock/lorem-1000"), "headers": {"idempotency-key": "long"}}
+        first = await http.post("/v1/chat/completions", **sent)
+        assert first.content.endswith(b"data: [DONE]\n\n")
+        async with asyncio.timeout(5):
+            while (again := await http.post("/v1/chat/completions", **sent)).status_code == 200:
+                await asyncio.sleep(0.02)
+        assert (again.status_code, again.json()["error"]["code"]) == (410, "stream_evicted")
+
+
+async def test_a_call_that_nobody_waits_for_and_nobody_reads_ends_and_says_so() -> None:
+    async with opened(more="streams: {linger: 0s}\n") as http:
+        told = await begun(http, "mock/slow-50", **{"x-deltaway-on-disconnect": "cancel"})
+        rest = await http.get(told["url"])
+        assert json.loads(events(rest.content)[-1][1])["error"]["code"] == "client_gone"
+        assert (await outcome(http, told["request_id"]))["outcome"] == "client_gone"
+
+
+async def test_a_key_stands_for_the_conversation_and_the_form_of_the_answer_too() -> None:
+    async with opened() as http:
+        key = {"idempotency-key": "one"}
+        sent = {"json": asking("mock/echo", stream=False)}
+        assert (await http.post("/v1/chat/completions", headers=key, **sent)).status_code == 200
+        made = (await http.post("/v1/conversations", json={})).json()["id"]
+        for more in ({"x-deltaway-conversation": made}, {"prefer": "respond-async"}):
+            other = await http.post("/v1/chat/completions", headers={**key, **more}, **sent)
+            assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
 
 
 async def test_a_refused_call_may_be_tried_again_with_its_key() -> None:
