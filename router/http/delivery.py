@@ -15,7 +15,9 @@ from router.http.request import Receive
 from router.streams.log import LogAway, Stretch
 from router.streams.streams import StreamUnknown
 
-_EVENT_ID: Final = re.compile(r"(strm_[0-9A-HJKMNP-TV-Z]{26})-(0|[1-9][0-9]{0,15})")
+_EVENT_ID: Final = re.compile(r"(strm_[0-9A-HJKMNP-TV-Z]{26})-(end-)?(0|[1-9][0-9]{0,15})")
+"""The last event of an interrupted stream has `end-`: the number alone may be that of a block which its reader has seen
+and the log has not, because its writer died before it was written down."""
 
 
 class Refused(Exception):
@@ -26,8 +28,9 @@ class Refused(Exception):
         self.error = error
 
 
-def last_seen(event_id: str, stream: str) -> int:
-    """The number in an event's id, `<stream>-<number>`. Raises `InvalidRequest`."""
+def last_seen(event_id: str, stream: str) -> tuple[int, bool]:
+    """The number in an event's id, `<stream>-<number>`, and whether it was the end of an interrupted stream. Raises
+    `InvalidRequest`."""
     found = _EVENT_ID.fullmatch(event_id)
     if found is None:
         raise InvalidRequest(
@@ -43,7 +46,7 @@ def last_seen(event_id: str, stream: str) -> int:
             code="foreign_event_id",
             param="last-event-id",
         )
-    return int(found[2])
+    return int(found[3]), found[2] is not None
 
 
 def rendered(stretch: Stretch, after: int, *, ids: bool) -> bytes:
@@ -52,6 +55,8 @@ def rendered(stretch: Stretch, after: int, *, ids: bool) -> bytes:
         return b"".join(stretch.blocks)
     stream = stretch.head.id.encode()
     written = [b"id: %b-%d\n%b" % (stream, number, block) for number, block in enumerate(stretch.blocks, stretch.first)]
+    if stretch.ended == "interrupted" and written and stretch.first + len(written) - 1 == stretch.last:
+        written[-1] = b"id: %b-end-%d\n%b" % (stream, stretch.last, stretch.blocks[-1])
     if stretch.first > after + 1:
         gap = {"object": "stream.gap", "first": after + 1, "last": stretch.first - 1, "reason": "evicted"}
         written.insert(

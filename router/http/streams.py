@@ -101,7 +101,7 @@ class StreamEndpoint:
         self, generation: Generation, scope: Scope, receive: Receive, send: Send, stream: str, number: str
     ) -> None:
         query = Query(scope, ("token", "last_event_id"))
-        after = _after(scope, query, stream)
+        after, saw_end = _after(scope, query, stream)
         state = await self._known(generation, scope, query, stream, after)
         head = state.head
         headers: Headers = [
@@ -119,7 +119,10 @@ class StreamEndpoint:
                 code="invalid_event_id",
                 param="last-event-id",
             )
-        if state.ended is not None and after == state.last:
+        if state.ended == "interrupted" and after >= state.last > 0 and not saw_end:
+            # whatever was seen was not the end
+            after = state.last - 1
+        if state.ended is not None and after >= state.last:
             await _nothing(send, headers)
             return
         dialect = self._dialects.get(head.dialect, self._first)
@@ -206,11 +209,11 @@ def _may(principal: Principal, head: StreamHead) -> bool:
     return principal.admin or principal.key == head.owner
 
 
-def _after(scope: Scope, query: Query, stream: str) -> int:
+def _after(scope: Scope, query: Query, stream: str) -> tuple[int, bool]:
     """The block that was read last. The header is newer than the address, which stays as it was first opened."""
     said = next((value for name, value in scope["headers"] if name == _LAST_SEEN), b"").decode("utf-8", "replace")
     said = said or query.text("last_event_id") or ""
-    return last_seen(said, stream) if said else 0
+    return last_seen(said, stream) if said else (0, False)
 
 
 async def _nothing(send: Send, headers: Headers) -> None:

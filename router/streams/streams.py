@@ -109,7 +109,7 @@ class Streams:
         leaves it early. Raises `StreamUnknown`, `LogAway`."""
         entered: LiveStream | None = None
         looked, pause = time.monotonic(), _POLL[0]
-        known, away_since = False, None
+        known, away_since, given = False, None, 0
         try:
             while True:
                 # who reads one that is removed sees how it ends
@@ -135,14 +135,17 @@ class Streams:
                 if found is None:
                     raise StreamUnknown(stream)
                 known = True
-                if found.ended == "interrupted" and after > found.last > 0:
+                if found.ended == "interrupted" and after >= found.last > given:
+                    # it was ended for its writer after that reader had seen more than the log
                     after = found.last - 1
+                    given = found.last
                     continue
                 if found.blocks or found.ended is not None or found.expired:
                     yield found
                     if (found.ended is not None and _is_all(found)) or found.expired:
                         return
                     after = max(after, found.first + len(found.blocks) - 1)
+                    given = max(given, after) if found.blocks else given
                     pause = _POLL[0]
                     continue
                 if live is None and (time.monotonic() - looked >= _LIVING or found.head.writer == self.writer):

@@ -266,3 +266,5 @@ async def test_a_stream_whose_writer_died_ends_as_interrupted_for_all_readers_al
         assert both[1] == ([block(2), block("interrupted")], "interrupted")
         # a reader who had seen more than the dead process had written down learns how it ended too
         assert await read(one, 40) == ([block("interrupted")], "interrupted")
+        # also one who had seen just as much as the log and its end have
+        assert await read(one, 3) == ([block("interrupted")], "interrupted")
