@@ -96,7 +96,8 @@ class Answer:
     async def close(self, error: RouterError | None) -> None:
         self.status = "completed" if error is None else "incomplete"
         # a question that nobody has begun to answer is asked again; one whose asker left is kept
-        self.refused = self.live.refused is not None and not isinstance(error, ClientGone | Stopped)
+        asked_anew = self.live.refused is not None and not isinstance(error, ClientGone | Stopped)
+        self.refused = asked_anew and not self.drafts()
         self.dirty = True
         self._turns.hurry()
         try:
@@ -177,6 +178,10 @@ class Turns:
         if (call.request.sampling.n or 1) > 1:
             raise InvalidRequest("a conversation goes on with one answer: leave `n` out", param="n")
         settings = generation.config.conversations
+        for name, text in (("conversation", identity), ("conversation.parent", parent or "")):
+            if not text.isprintable():
+                # no id is, and a database may refuse to look for it
+                raise InvalidRequest(f"`{name}` is no id: it holds characters that cannot be printed", param=name)
         try:
             conversation = await kept.find(self._store, identity, owner=None if admin else owner)
             if conversation is None:

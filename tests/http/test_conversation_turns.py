@@ -728,3 +728,31 @@ async def test_a_summary_is_sent_in_place_of_older_turns(database: str) -> None:
         await at.says(conversation, "and now", max_tokens=100)
         assert [each.json()["model"] for each in at.played.requests] == ["small", "m", "m"]
         assert [text for _, text, _ in (await at.told(conversation))[-4:]] == ["now", "short", "and now", "short"]
+
+
+# -- what no id is, and what was begun ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["id", "parent"])
+async def test_an_id_with_what_cannot_be_printed_is_refused_before_the_store_is_asked(
+    database: str, field: str
+) -> None:
+    async with opened(answers("one"), database) as at:
+        said = {"id": await at.made(), field: "conv_\0"}
+        answer = await at.http.post(CHAT, json={**asking("v/m", stream=False), "conversation": said})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+
+
+async def test_a_whole_answer_that_fails_at_its_end_keeps_its_question() -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": None}
+    broken = json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]})
+
+    async def breaks(exchange: Exchange) -> None:
+        await exchange.whole(200, broken.encode())
+
+    async with opened(breaks) as at:
+        conversation = await at.made()
+        answer = await at.says(conversation, "Hi", stream=False)
+        assert answer.status_code == 502
+        told = [each[1:] for each in await at.told(conversation)]
+        assert told == [("Hi", "completed"), ("Hello", "incomplete")]
